@@ -1,0 +1,1 @@
+"""The large AI model (LAM) as a graph of named modules."""

@@ -1,0 +1,1 @@
+"""Pure maths on channels: transforms, errors, rates, precoders, classical predictors."""

@@ -1,0 +1,1 @@
+"""Classical channel predictors: the bar that a learned one has to clear."""

@@ -1,0 +1,1 @@
+"""CSI and sensor readings to tokens, and back."""
