@@ -338,8 +338,9 @@ class DatasetSpec:
         )
         if self.doppler_cycles_per_slot >= 0.5:
             warnings.warn(
-                f"{self.name}: Doppler aliases: {self.max_doppler_hz:.0f} Hz x {self.grid.slot_duration_s:g} s = "
-                f"{self.doppler_cycles_per_slot:.2f} cycles per slot, beyond 0.5; "
+                f"{self.name}: Doppler aliases: {self.max_doppler_hz:.0f} Hz x "
+                f"{self.grid.slot_duration_s:g} s = {self.doppler_cycles_per_slot:.2f} cycles per slot, "
+                "beyond 0.5; "
                 "shorten slot_duration_s or lower max_speed_m_per_s",
                 stacklevel=2,
             )

@@ -1,5 +1,6 @@
 """Conversions between dB and linear; everywhere else powers and ratios are linear."""
 
+import typing
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ Real = TypeVar("Real", float, np.ndarray, torch.Tensor)
 
 def db_to_linear(ratio_db: Real) -> Real:
     """10^(x/10): a power ratio in dB to linear; same kind and shape as given."""
-    return 10.0 ** (ratio_db / 10.0)
+    return typing.cast(Real, 10.0 ** (ratio_db / 10.0))
 
 
 def linear_to_db(ratio: float) -> float:

@@ -79,7 +79,8 @@ class PredictionSetting:
             )
         if duplex == "fdd" and not spec.grid.num_downlink_subcarriers:
             raise DataError(
-                f"{spec.name} has no downlink band, which fdd needs; generate it with num_downlink_subcarriers"
+                f"{spec.name} has no downlink band, which fdd needs; "
+                "generate it with num_downlink_subcarriers"
             )
         uplink = spec.grid.frequencies_hz[: spec.grid.num_uplink_subcarriers]
         downlink = spec.grid.frequencies_hz[spec.grid.num_uplink_subcarriers :]
