@@ -1,1 +1,42 @@
 """Benchmarks: each prints figures measured in one run."""
+
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from airlam.errors import SpecError
+
+BENCHES = ("dataset-io", "prediction")
+
+
+def run_bench(
+    name: str, *, quick: bool, train: bool, data: Path | None, on_progress: Callable[..., None]
+) -> dict[str, Any]:
+    """Runs the benchmark and returns its JSON object: bench, machine, settings, figures, rows."""
+    if name not in BENCHES:
+        raise SpecError(f"no benchmark is called {name!r}; there are {', '.join(BENCHES)}")
+    if name == "dataset-io":
+        from airlam.bench import dataset_io
+
+        result = dataset_io.run(quick)
+    else:
+        from airlam.bench import prediction
+
+        result = prediction.run(quick=quick, train=train, data=data, on_progress=on_progress)
+    return {"bench": name, "machine": machine(), **result}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import torch
+
+    return {
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+    }

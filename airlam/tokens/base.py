@@ -50,5 +50,5 @@ class CsiTokenizer(Protocol):
         ...
 
     def with_target(self, tokens: TokenBatch, future: torch.Tensor) -> TokenBatch:
-        """The tokens with the clean future in their context, in the form the head's ``squared_error`` wants."""
+        """The tokens with the clean future in their context, as the head's ``squared_error`` wants it."""
         ...

@@ -1,0 +1,198 @@
+"""Command line: parses, calls one function, prints its report. Heavy libraries load inside the commands."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from airlam.errors import AirlamError
+
+app = typer.Typer(
+    name="airlam",
+    help="Large AI models on the radio link: channels, fine-tuning, and the gain on the link.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+dataset_app = typer.Typer(help="Look at, check and convert channel datasets.", no_args_is_help=True)
+app.add_typer(dataset_app, name="dataset")
+
+INTERRUPTED = 130  # the shell's convention for Ctrl-C
+
+
+def main() -> None:
+    """Entry point of the ``airlam`` command: 2 is the status of everything that the user can mend."""
+    try:
+        app()
+    except AirlamError as error:
+        print(f"airlam: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("airlam: interrupted; run the same command again to go on where it stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+@app.command()
+def specs(
+    name: Annotated[str, typer.Argument(help="Print this packaged spec as TOML; without it, list all.")] = "",
+) -> None:
+    """List the packaged dataset specs, or print one to start from."""
+    from airlam.datasets.catalog import packaged_spec, packaged_specs
+    from airlam.specs import spec_to_toml
+
+    if name:
+        print(spec_to_toml(packaged_spec(name)), end="")
+        return
+    for each in packaged_specs():
+        print(f"{each:32} {packaged_spec(each).description}")
+
+
+@app.command()
+def generate(
+    spec: Annotated[str, typer.Argument(help="A TOML file, or the name of a packaged spec (airlam specs).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HDF5 file to write.")],
+    memory_gib: Annotated[float, typer.Option(help="Memory that generation may take.")] = 2.0,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
+) -> None:
+    """Draw a channel dataset with Sionna. Killed, it goes on where it stopped, to the same bytes."""
+    from airlam.console import Progress
+    from airlam.datasets.catalog import resolve
+    from airlam.datasets.generate import generate as run
+
+    with Progress() as progress:
+        run(
+            resolve(spec),
+            output,
+            memory_budget_bytes=int(memory_gib * 2**30),
+            on_progress=progress,
+            overwrite=overwrite,
+        )
+    print(output)
+
+
+@dataset_app.command("info")
+def dataset_info(path: Path) -> None:
+    """What a dataset holds."""
+    from airlam.datasets.card import info
+
+    print(info(path))
+
+
+@dataset_app.command("verify")
+def dataset_verify(path: Path) -> None:
+    """Check checksums and values; print the card: Doppler against theory, delay spread, power."""
+    from airlam.datasets.card import verify
+
+    print(json.dumps(verify(path).to_dict(), indent=2))
+
+
+@dataset_app.command("export")
+def dataset_export(
+    path: Path,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Ends in .npz, .mat or .tfrecord.")],
+) -> None:
+    """Write a dataset as NPZ, MATLAB v7.3 or TFRecord."""
+    from airlam.datasets.exchange import export
+
+    export(path, output)
+    print(output)
+
+
+@dataset_app.command("import")
+def dataset_import(
+    path: Annotated[Path, typer.Argument(help="LLM4CP's or WiFo's .mat, or a QuaDRiGa .npz.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HDF5 file to write.")],
+) -> None:
+    """Turn channels that others made into a dataset."""
+    from airlam.datasets.exchange import import_foreign
+
+    import_foreign(path, output)
+    print(output)
+
+
+@app.command()
+def finetune(
+    run: Annotated[Path, typer.Argument(help="A run spec (TOML).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of runs.")] = Path("runs"),
+) -> None:
+    """Fine-tune a LAM. Killed or interrupted, it goes on from its last checkpoint."""
+    from airlam.console import Progress
+    from airlam.specs import RunSpec, read_spec
+    from airlam.tasks.runs import finetune as start
+
+    with Progress() as progress:
+        folder = start(read_spec(RunSpec, run), run.parent, output, progress)
+    print((folder / "summary.json").read_text(), end="")
+    print(folder)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The folder that finetune wrote.")],
+    link: Annotated[bool, typer.Option(help="Also send coded blocks over the link.")] = True,
+) -> None:
+    """Measure a fine-tuned LAM against the classical predictors, and the gain on the link."""
+    from airlam.console import Progress
+    from airlam.report import text_table
+    from airlam.tasks.runs import evaluate as measure
+
+    with Progress() as progress:
+        result = measure(run, link, progress)
+    print(text_table(result))
+    print(f"report: {run / 'report.html'}")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything made.")] = Path(
+        "runs/demo"
+    ),
+    quick: Annotated[bool, typer.Option(help="A tiny setting, to see that it works.")] = False,
+) -> None:
+    """The main job from end to end: draw channels, fine-tune, measure the gain on the link."""
+    from airlam.console import Progress
+    from airlam.report import text_table
+    from airlam.tasks.runs import demo as run_demo
+
+    with Progress() as progress:
+        result, folder = run_demo(output, quick, progress)
+    print(text_table(result))
+    print(f"report: {folder / 'report.html'}")
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="prediction or dataset-io.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    quick: Annotated[bool, typer.Option(help="A small setting, for tests.")] = False,
+    train: Annotated[bool, typer.Option(help="Train anew what is otherwise shipped or cached.")] = False,
+    data: Annotated[Path | None, typer.Option(help="A foreign dataset to measure on.")] = None,
+) -> None:
+    """Measure, as figures from one run."""
+    from airlam.bench import run_bench
+    from airlam.console import Progress
+
+    with Progress() as progress:
+        result: dict[str, Any] = run_bench(name, quick=quick, train=train, data=data, on_progress=progress)
+    if as_json:
+        print(json.dumps(result, indent=2, allow_nan=False))
+        return
+    for figure, value in result["figures"].items():
+        print(f"{figure:48} {value:.4g}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what works on this machine, and how to mend what does not."""
+    from airlam.doctor import diagnose
+
+    findings = diagnose()
+    marks = {True: "ok", False: "BROKEN", None: "absent"}
+    for finding in findings:
+        print(f"{marks[finding.works]:7} {finding.part:20} {finding.detail}")
+        if not finding.works:
+            print(f"{'':7} {'':20} -> {finding.remedy}")
+    if any(finding.works is False for finding in findings):
+        sys.exit(1)

