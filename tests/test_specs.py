@@ -1,0 +1,125 @@
+"""Specs: what is read is what was written, and a bad value is named."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airlam.errors import SpecError
+from airlam.specs import (
+    ArraySpec,
+    DatasetSpec,
+    GridSpec,
+    ModelSpec,
+    RunSpec,
+    parse_spec,
+    read_spec,
+    spec_from_dict,
+    spec_to_dict,
+    spec_to_toml,
+)
+
+BASE: dict[str, Any] = {
+    "name": "x",
+    "channel": {"model": "uma", "carrier_frequency_hz": 2.4e9},
+    "base_station": {"num_rows": 4, "num_cols": 4, "polarization": "dual", "polarization_type": "cross"},
+    "mobility": {"min_speed_m_per_s": 1.0, "max_speed_m_per_s": 30.0},
+    "grid": {"subcarrier_spacing_hz": 180e3, "num_uplink_subcarriers": 48},
+}
+
+
+def changed(table: str, **values: Any) -> dict[str, Any]:
+    return {**BASE, table: {**BASE.get(table, {}), **values}}
+
+
+def test_toml_round_trip() -> None:
+    spec = spec_from_dict(DatasetSpec, BASE)
+    assert parse_spec(DatasetSpec, spec_to_toml(spec)) == spec
+
+
+@given(
+    rank=st.integers(1, 64),
+    layers=st.none() | st.integers(1, 48),
+    tuning=st.sampled_from(["lora", "full", "head", "scratch"]),
+    steps=st.integers(1, 10**6),
+)
+def test_run_specs_round_trip(rank: int, layers: int | None, tuning: Any, steps: int) -> None:
+    spec = RunSpec(
+        name="r", dataset="d.h5", model=ModelSpec(lora_rank=rank, num_layers=layers, tuning=tuning)
+    )
+    assert spec_from_dict(RunSpec, spec_to_dict(spec)) == spec
+    assert (
+        spec_from_dict(RunSpec, {**spec_to_dict(spec), "training": {"num_steps": steps}}).training.num_steps
+        == steps
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            changed("channel", carier_frequency_hz=1e9),
+            ["carier_frequency_hz", "did you mean 'carrier_frequency_hz'"],
+        ),
+        (changed("channel", model="cdl_z"), ["cdl_z", "did you mean"]),
+        (changed("channel", carrier_frequency_hz="2.4 GHz"), ["carrier_frequency_hz", "2.4 GHz", "float"]),
+        (changed("channel", carrier_frequency_hz=2.4), ["carrier_frequency_hz is 2.4", "0.5e9"]),
+        (changed("channel", carrier_frequency_hz=float("nan")), ["finite"]),
+        (changed("channel", delay_spread_s=1e-7), ["drop delay_spread_s"]),
+        (changed("channel", model="cdl_a"), ["delay_spread_s", "100e-9"]),
+        (changed("mobility", min_speed_m_per_s=-1.0), ["-1.0", "0 <= min"]),
+        (changed("mobility", min_speed_m_per_s=40.0), ["40.0 to 30.0"]),
+        (changed("grid", subcarrier_spacing_hz=180e6), ["beyond the carrier"]),
+        (changed("grid", num_uplink_subcarriers=True), ["num_uplink_subcarriers", "int"]),
+        (changed("base_station", num_rows=0), ["at least 1"]),
+        (changed("base_station", polarization_type="V"), ["'V'", "dual"]),
+        (changed("drops", train=0, validation=0, test=0), ["nothing to generate"]),
+        ({**BASE, "num_users": 0}, ["num_users", "0"]),
+        ({key: BASE[key] for key in BASE if key != "mobility"}, ["missing key 'mobility'"]),
+    ],
+)
+def test_a_bad_value_is_one_line_that_names_it(values: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(SpecError) as caught:
+        spec_from_dict(DatasetSpec, values, "spec.toml")
+    assert "\n" not in str(caught.value) and "spec.toml" in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_aliasing_doppler_is_a_warning_with_numbers() -> None:
+    with pytest.warns(UserWarning, match="240 Hz x 0.004 s = 0.96 cycles per slot"):
+        spec_from_dict(DatasetSpec, changed("grid", slot_duration_s=4e-3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        spec_from_dict(DatasetSpec, BASE)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="cannot read"):
+        read_spec(DatasetSpec, tmp_path / "absent.toml")
+    (tmp_path / "bad.toml").write_text("name = ")
+    with pytest.raises(SpecError, match=r"bad\.toml is not TOML"):
+        read_spec(DatasetSpec, tmp_path / "bad.toml")
+
+
+def test_bands_lie_around_the_carrier() -> None:
+    grid = GridSpec(
+        subcarrier_spacing_hz=30e3,
+        num_uplink_subcarriers=300,
+        num_downlink_subcarriers=300,
+        gap_subcarriers=150,
+    )
+    uplink, downlink = grid.frequencies_hz[:300], grid.frequencies_hz[300:]
+    assert sum(grid.frequencies_hz) == pytest.approx(0, abs=1e-3)
+    assert downlink[0] - uplink[-1] == pytest.approx(151 * 30e3)
+    assert grid.bandwidth_hz == pytest.approx(750 * 30e3)
+    alone = GridSpec(subcarrier_spacing_hz=30e3, num_uplink_subcarriers=3, gap_subcarriers=9)
+    assert alone.frequencies_hz == pytest.approx((-30e3, 0, 30e3))
+
+
+def test_ports_are_counted() -> None:
+    array = ArraySpec(num_rows=4, num_cols=8, polarization="dual", polarization_type="cross")
+    assert array.num_ports == 64
