@@ -134,13 +134,13 @@ def evaluate(
     link: Annotated[bool, typer.Option(help="Also send coded blocks over the link.")] = True,
 ) -> None:
     """Measure a fine-tuned LAM against the classical predictors, and the gain on the link."""
-    from airlam.console import Progress
+    from airlam.console import Progress, show
     from airlam.report import text_table
-    from airlam.tasks.runs import evaluate as measure
+    from airlam.tasks.evaluation import evaluate as measure
 
     with Progress() as progress:
         result = measure(run, link, progress)
-    print(text_table(result))
+    show(text_table(result))
     print(f"report: {run / 'report.html'}")
 
 
@@ -152,13 +152,13 @@ def demo(
     quick: Annotated[bool, typer.Option(help="A tiny setting, to see that it works.")] = False,
 ) -> None:
     """The main job from end to end: draw channels, fine-tune, measure the gain on the link."""
-    from airlam.console import Progress
+    from airlam.console import Progress, show
     from airlam.report import text_table
-    from airlam.tasks.runs import demo as run_demo
+    from airlam.tasks.demo import run_demo
 
     with Progress() as progress:
         result, folder = run_demo(output, quick, progress)
-    print(text_table(result))
+    show(text_table(result))
     print(f"report: {folder / 'report.html'}")
 
 

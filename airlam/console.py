@@ -3,7 +3,10 @@
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 PLAIN_INTERVAL_S = 10.0
 LIVE_INTERVAL_S = 0.2
@@ -54,6 +57,13 @@ class Progress:
     def _end_line(self) -> None:
         if self._live and self._what:
             print(file=sys.stderr)
+
+
+def show(renderable: "RenderableType") -> None:
+    """Prints a rich table or text to standard output."""
+    from rich.console import Console
+
+    Console().print(renderable)
 
 
 def _clock(seconds: float) -> str:

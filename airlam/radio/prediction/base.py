@@ -9,7 +9,10 @@ import torch
 class Predictor(Protocol):
     """Noisy history in, future out."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Short key, e.g. ``denoise_ls``."""
+        ...
 
     def predict(self, history: torch.Tensor, noise_variance: torch.Tensor) -> torch.Tensor:
         """The future of each link.

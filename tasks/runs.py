@@ -1,0 +1,160 @@
+"""Runs: from a spec to a folder that holds a fine-tuned LAM, and from that folder to a report.
+
+``runs/<name>/`` holds ``run.toml`` (the spec), ``metrics.jsonl`` and ``checkpoints/`` while it trains,
+``tokens/`` (the training samples, kept until it is done), and in the end ``lam/`` (weights, adapter in peft's
+format) and ``summary.json``. Evaluation adds ``metrics.json`` and ``report.html``.
+"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from airlam.datasets.store import ChannelDataset
+from airlam.errors import DataError
+from airlam.files import whole_file, write_json
+from airlam.model.heads import PatchHead
+from airlam.model.lam import LAM, build_lam
+from airlam.model.path_head import PathHead
+from airlam.radio.channel import PredictionSetting
+from airlam.specs import ModelSpec, RunSpec, read_spec, spec_to_dict, spec_to_toml
+from airlam.tasks.channel_prediction import (
+    DatasetLinks,
+    LamPredictor,
+    NoisyViews,
+    Progress,
+    TokenSamples,
+    prediction_loss,
+    tokenise_views,
+    with_reference,
+)
+from airlam.tokens.patch import PatchTokenizer
+from airlam.tokens.path import PathTokenizer
+from airlam.training.loop import fit
+from airlam.training.metrics import Progress as TrainingProgress
+
+RUN_FILE = "run.toml"
+SUMMARY_FILE = "summary.json"
+LAM_FOLDER = "lam"
+VALIDATION_SAMPLES = 256  # at most; their noise is drawn once
+
+
+def lam_for(spec: ModelSpec, setting: PredictionSetting, seed: int) -> LAM:
+    """The LAM of a spec, untuned, for one setting."""
+    if spec.tokenizer == "patch":
+        patches = PatchTokenizer(setting)
+        return build_lam(spec, patches, lambda width: PatchHead(patches, width), seed=seed)
+    paths = PathTokenizer(setting, num_paths=spec.num_paths)
+    return build_lam(spec, paths, lambda width: PathHead(setting, width), seed=seed)
+
+
+def finetune(spec: RunSpec, base: Path, output: Path, on_progress: Progress) -> Path:
+    """Fine-tunes a LAM and returns the run's folder, ``output / spec.name``.
+
+    The spec's dataset is relative to ``base``. A run that was killed goes on from its last checkpoint, a
+    finished one is left alone; a folder that holds another spec's run raises DataError.
+    """
+    spec = dataclasses.replace(spec, dataset=str((base / spec.dataset).resolve()))
+    folder = output / spec.name
+    _claim(folder, spec)
+    if (folder / SUMMARY_FILE).exists():
+        return folder
+    with ChannelDataset.open(spec.dataset) as dataset:
+        lam, samples, validation = _prepare(spec, dataset, folder, on_progress)
+        summary = fit(
+            lam,
+            prediction_loss,
+            samples,
+            validation,
+            spec.training,
+            folder,
+            lambda step: on_progress("training", step.step, step.num_steps, _describe(step)),
+            identity=spec_to_toml(spec),
+        )
+        if summary.stop_reason == "interrupted":
+            raise KeyboardInterrupt
+        lam.cpu().save(folder / LAM_FOLDER)
+        write_json(folder / SUMMARY_FILE, {**summary.to_dict(), **_data_summary(spec, dataset)})
+    shutil.rmtree(folder / "tokens")
+    return folder
+
+
+def _claim(folder: Path, spec: RunSpec) -> None:
+    """Makes the folder this spec's, or refuses."""
+    path = folder / RUN_FILE
+    if path.exists():
+        if path.read_text() != spec_to_toml(spec):
+            raise DataError(f"{folder} holds a run of another spec; take another name or remove the folder")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise DataError(f"{folder} is not empty and holds no run; take another name or remove the folder")
+    with whole_file(path) as temporary:
+        temporary.write_text(spec_to_toml(spec))
+
+
+def _prepare(
+    spec: RunSpec, dataset: ChannelDataset, folder: Path, on_progress: Progress
+) -> tuple[LAM, TokenSamples, TokenSamples]:
+    """The untuned LAM, and training and validation samples as it takes them."""
+    links = {split: DatasetLinks(dataset, split, spec.prediction) for split in ("train", "validation")}
+    lam = lam_for(spec.model, links["train"].setting, spec.training.seed)
+    sizes = {"train": spec.training.num_samples, "validation": VALIDATION_SAMPLES}
+    samples = {}
+    for index, (split, source) in enumerate(links.items()):
+        views = NoisyViews(
+            source=source,
+            spec=spec.prediction,
+            num_samples=sizes[split],
+            seed=2 * spec.training.seed + index,
+            augment=split == "train",
+        )
+        tokens = tokenise_views(
+            lam.tokenizer, views, folder / "tokens" / split, f"tokenising {split}", on_progress
+        )
+        samples[split] = with_reference(lam, tokens)
+    return lam, samples["train"], samples["validation"]
+
+
+def _describe(step: TrainingProgress) -> str:
+    validation = "" if step.validation_loss is None else f", validation {step.validation_loss:.3f}"
+    return f"loss {step.loss:.3f}{validation}, {step.samples_per_s:.0f} samples/s"
+
+
+def _data_summary(spec: RunSpec, dataset: ChannelDataset) -> dict[str, Any]:
+    """Where the samples came from, for the summary."""
+    drops = dataset.spec.drops
+    return {
+        "dataset": dataset.spec.name,
+        "dataset_seed": dataset.spec.seed,
+        "drops": {"train": drops.train, "validation": drops.validation, "test": drops.test},
+        "training_samples": spec.training.num_samples,
+    }
+
+
+def read_run(folder: Path) -> RunSpec:
+    """The spec of a run's folder; DataError where it is none or has not been trained to its end."""
+    if not (folder / RUN_FILE).is_file():
+        raise DataError(f"{folder} holds no {RUN_FILE}; give the folder that airlam finetune wrote")
+    if not (folder / SUMMARY_FILE).is_file():
+        raise DataError(f"{folder} is not trained to its end; run airlam finetune again to go on")
+    return read_spec(RunSpec, folder / RUN_FILE)
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """What fine-tuning cost and where it ended, as ``finetune`` wrote it."""
+    values: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text())
+    return values
+
+
+def load_lam(folder: Path, setting: PredictionSetting) -> LamPredictor:
+    """The fine-tuned LAM of a run, as a predictor for ``setting``; DataError where they do not fit."""
+    spec = read_run(folder)
+    lam = lam_for(spec.model, setting, spec.training.seed)
+    lam.load(folder / LAM_FOLDER)
+    return LamPredictor(tokenizer=lam.tokenizer, lam=lam.eval())
+
+
+def run_to_dict(spec: RunSpec) -> dict[str, Any]:
+    """The spec for a report, without the path of the dataset on this machine."""
+    return spec_to_dict(dataclasses.replace(spec, dataset=Path(spec.dataset).name))
