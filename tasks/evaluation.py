@@ -2,9 +2,8 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from airlam.report import (
     CostRow,
     EvaluationResult,
     GainRow,
-    LinkRow,
     Method,
     PredictionRow,
     TrainingRow,
@@ -30,6 +28,9 @@ from airlam.tasks.runs import load_lam, read_run, run_to_dict, summary_of
 from airlam.training.loop import METRICS_FILE
 from airlam.training.metrics import read_metrics
 from airlam.units import KMH_PER_M_PER_S
+
+if TYPE_CHECKING:
+    from airlam.tasks.link_level import LinkResult
 
 MAX_TRAINING_LINKS = 512  # covariances of classical predictors have settled by then
 NUM_SPEED_BINS = 3
@@ -88,22 +89,22 @@ def evaluate(folder: Path, link: bool = True, on_progress: Progress = quiet) -> 
         snrs_db = np.linspace(spec.prediction.min_snr_db, spec.prediction.max_snr_db, 4).tolist()
         comparison = compare([*classical, lam], test, snrs_db, on_progress)
         names = [predictor.name for predictor in classical]
-        link_rows, targets = (
-            link_results(spec, dataset, test, classical, lam, comparison, on_progress) if link else ((), {})
-        )
+        parts: dict[str, Any] = {"gains": tuple(gain_rows(comparison, names))}
+        if link:
+            sent, best = send_over_link(spec, dataset, test, classical, lam, comparison, on_progress)
+            parts["gains"] += tuple(sent.gain_rows(LAM, best))
+            parts |= {"link": tuple(sent.rows()), "snr_db_at_target_bler": sent.snr_db_at_target_bler}
         result = EvaluationResult(
             task="channel prediction",
             settings=_settings(spec, dataset),
-            methods=_methods(names, bool(link_rows)),
+            methods=_methods(names, link),
             prediction=tuple(prediction_rows(comparison)),
-            link=link_rows,
-            gains=tuple(gain_rows(comparison, names)),
-            snr_db_at_target_bler=targets,
             user_nmse=user_nmse(comparison, [*names, LAM]),
             training=_training_rows(folder),
             cost=tuple(_cost_rows(folder, comparison)),
             versions=software_versions(),
             notes=NOTES,
+            **parts,
         )
     write_report(result, folder)
     return result
@@ -214,7 +215,7 @@ def user_nmse(comparison: Comparison, names: Sequence[str]) -> dict[str, tuple[f
     }
 
 
-def link_results(
+def send_over_link(
     spec: RunSpec,
     dataset: ChannelDataset,
     test: DatasetLinks,
@@ -222,10 +223,11 @@ def link_results(
     lam: LamPredictor,
     comparison: Comparison,
     on_progress: Progress,
-) -> tuple[tuple[LinkRow, ...], dict[str, float | None]]:
+) -> tuple["LinkResult", str]:
     """Coded blocks with precoders from the last slot, the best classical prediction, the LAM, the truth.
 
-    The best classical predictor is the best at the SNR measured nearest to ``csi_snr_db``.
+    The best classical predictor is the best at the SNR measured nearest to ``csi_snr_db``; its name is
+    returned too.
     """
     from airlam.tasks.link_level import evaluate_link, group_users
 
@@ -249,8 +251,7 @@ def link_results(
             seed=spec.training.seed,
             on_progress=lambda share: on_progress("sending coded blocks", round(100 * share), 100, ""),
         )
-    rows = tuple(LinkRow(**asdict(row)) for row in result.rows())
-    return rows, result.snr_db_at_target_bler
+    return result, best
 
 
 def predict_links(
