@@ -4,7 +4,7 @@ Here are the samples (noisy views of clean links), the loss, and the LAM as a pr
 How predictors are measured against each other is in ``airlam.tasks.comparison``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -74,6 +74,41 @@ class DatasetLinks:
         return speeds[torch.arange(len(indices)), torch.from_numpy(indices % self._num_users)]
 
 
+class MixedLinks:
+    """Several sources of one setting, one after another."""
+
+    def __init__(self, sources: Sequence[LinkSource]) -> None:
+        self.setting = sources[0].setting
+        if any(source.setting != self.setting for source in sources):
+            raise DataError("the datasets differ in grid, arrays or top speed; mix those that agree")
+        self._sources = sources
+        self._ends = np.cumsum([len(source) for source in sources])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, indices: np.ndarray) -> torch.Tensor:
+        """The links at ``indices``, each from its source."""
+        return self._gather(indices, lambda source, own: source.read(own))
+
+    def speeds_m_per_s(self, indices: np.ndarray) -> torch.Tensor:
+        """Speeds of the users at ``indices``."""
+        return self._gather(indices, lambda source, own: source.speeds_m_per_s(own))
+
+    def _gather(
+        self, indices: np.ndarray, read: Callable[[LinkSource, np.ndarray], torch.Tensor]
+    ) -> torch.Tensor:
+        owners = np.searchsorted(self._ends, indices, side="right")
+        parts, places = [], []
+        for owner in np.unique(owners):
+            chosen = np.flatnonzero(owners == owner)
+            start = self._ends[owner] - len(self._sources[owner])
+            parts.append(read(self._sources[owner], indices[chosen] - start))
+            places.append(chosen)
+        order = np.argsort(np.concatenate(places), kind="stable")
+        return torch.cat(parts)[torch.from_numpy(order)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoisyLinks:
     """What a predictor is given and what it should have said.
@@ -120,6 +155,7 @@ class NoisyViews:
     num_samples: int
     seed: int
     augment: bool = True
+    num_ports: int | None = None  # base station ports a sample keeps, drawn at random; None keeps all
 
     def __len__(self) -> int:
         return self.num_samples
@@ -129,6 +165,9 @@ class NoisyViews:
         generators = [np.random.default_rng([self.seed, int(index)]) for index in indices]
         links = self.source.read(np.array([g.integers(len(self.source)) for g in generators]))
         clean = torch.stack([self._view(link, g) for link, g in zip(links, generators, strict=True)])
+        if self.num_ports is not None:
+            ports = [g.choice(clean.shape[3], self.num_ports, replace=False) for g in generators]
+            clean = torch.stack([link[:, :, chosen] for link, chosen in zip(clean, ports, strict=True)])
         history, future = split_links(clean, self.source.setting)
         snr_db = torch.tensor(
             [g.uniform(self.spec.min_snr_db, self.spec.max_snr_db) for g in generators]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from airlam.datasets.store import ChannelDataset, software_versions
+from airlam.datasets.layout import software_versions
+from airlam.datasets.store import ChannelDataset
 from airlam.radio.metrics import LinkErrors, compare_nmse, summarise_nmse
 from airlam.radio.prediction import classical_predictors
 from airlam.radio.prediction.base import Predictor

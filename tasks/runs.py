@@ -8,6 +8,7 @@ format) and ``summary.json``. Evaluation adds ``metrics.json`` and ``report.html
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,21 @@ from airlam.model.heads import PatchHead
 from airlam.model.lam import LAM, build_lam
 from airlam.model.path_head import PathHead
 from airlam.radio.channel import PredictionSetting
-from airlam.specs import ModelSpec, RunSpec, read_spec, spec_to_dict, spec_to_toml
+from airlam.specs import (
+    ModelSpec,
+    PredictionSpec,
+    RunSpec,
+    TrainingSpec,
+    read_spec,
+    spec_to_dict,
+    spec_to_toml,
+)
 from airlam.tasks.channel_prediction import (
     DatasetLinks,
     LamPredictor,
+    LinkSource,
     NoisyViews,
     Progress,
-    TokenSamples,
     prediction_loss,
     tokenise_views,
     with_reference,
@@ -33,11 +42,13 @@ from airlam.tokens.patch import PatchTokenizer
 from airlam.tokens.path import PathTokenizer
 from airlam.training.loop import fit
 from airlam.training.metrics import Progress as TrainingProgress
+from airlam.training.metrics import TrainingSummary
 
 RUN_FILE = "run.toml"
 SUMMARY_FILE = "summary.json"
 LAM_FOLDER = "lam"
-VALIDATION_SAMPLES = 256  # at most; their noise is drawn once
+TOKENS_FOLDER = "tokens"
+VALIDATION_SAMPLES = 256
 
 
 def lam_for(spec: ModelSpec, setting: PredictionSetting, seed: int) -> LAM:
@@ -61,23 +72,55 @@ def finetune(spec: RunSpec, base: Path, output: Path, on_progress: Progress) -> 
     if (folder / SUMMARY_FILE).exists():
         return folder
     with ChannelDataset.open(spec.dataset) as dataset:
-        lam, samples, validation = _prepare(spec, dataset, folder, on_progress)
-        summary = fit(
-            lam,
-            prediction_loss,
-            samples,
-            validation,
-            spec.training,
-            folder,
-            lambda step: on_progress("training", step.step, step.num_steps, _describe(step)),
-            identity=spec_to_toml(spec),
-        )
-        if summary.stop_reason == "interrupted":
-            raise KeyboardInterrupt
-        lam.cpu().save(folder / LAM_FOLDER)
+        sources = {split: DatasetLinks(dataset, split, spec.prediction) for split in ("train", "validation")}
+        lam = lam_for(spec.model, sources["train"].setting, spec.training.seed)
+        summary = tune(lam, sources, spec.prediction, spec.training, folder, on_progress, spec_to_toml(spec))
+        lam.save(folder / LAM_FOLDER)
         write_json(folder / SUMMARY_FILE, {**summary.to_dict(), **_data_summary(spec, dataset)})
-    shutil.rmtree(folder / "tokens")
+    shutil.rmtree(folder / TOKENS_FOLDER)
     return folder
+
+
+def tune(
+    lam: LAM,
+    sources: Mapping[str, LinkSource],
+    prediction: PredictionSpec,
+    training: TrainingSpec,
+    folder: Path,
+    on_progress: Progress,
+    identity: str,
+) -> TrainingSummary:
+    """Trains ``lam`` in place on noisy views of ``sources["train"]``, stopping on ``sources["validation"]``.
+
+    ``folder`` keeps tokens, checkpoints and metrics, from which a killed run goes on; ``identity`` names the
+    run, so that another's are refused. KeyboardInterrupt, with a checkpoint, where the user interrupts.
+    """
+    samples = {}
+    for index, split in enumerate(("train", "validation")):
+        views = NoisyViews(
+            source=sources[split],
+            spec=prediction,
+            num_samples=training.num_samples if split == "train" else VALIDATION_SAMPLES,
+            seed=2 * training.seed + index,
+            augment=split == "train",
+        )
+        place = folder / TOKENS_FOLDER / split
+        tokens = tokenise_views(lam.tokenizer, views, place, f"tokenising {split}", on_progress)
+        samples[split] = with_reference(lam, tokens)
+    summary = fit(
+        lam,
+        prediction_loss,
+        samples["train"],
+        samples["validation"],
+        training,
+        folder,
+        lambda step: on_progress("training", step.step, step.num_steps, describe(step)),
+        identity=identity,
+    )
+    if summary.stop_reason == "interrupted":
+        raise KeyboardInterrupt
+    lam.cpu()
+    return summary
 
 
 def _claim(folder: Path, spec: RunSpec) -> None:
@@ -93,30 +136,8 @@ def _claim(folder: Path, spec: RunSpec) -> None:
         temporary.write_text(spec_to_toml(spec))
 
 
-def _prepare(
-    spec: RunSpec, dataset: ChannelDataset, folder: Path, on_progress: Progress
-) -> tuple[LAM, TokenSamples, TokenSamples]:
-    """The untuned LAM, and training and validation samples as it takes them."""
-    links = {split: DatasetLinks(dataset, split, spec.prediction) for split in ("train", "validation")}
-    lam = lam_for(spec.model, links["train"].setting, spec.training.seed)
-    sizes = {"train": spec.training.num_samples, "validation": VALIDATION_SAMPLES}
-    samples = {}
-    for index, (split, source) in enumerate(links.items()):
-        views = NoisyViews(
-            source=source,
-            spec=spec.prediction,
-            num_samples=sizes[split],
-            seed=2 * spec.training.seed + index,
-            augment=split == "train",
-        )
-        tokens = tokenise_views(
-            lam.tokenizer, views, folder / "tokens" / split, f"tokenising {split}", on_progress
-        )
-        samples[split] = with_reference(lam, tokens)
-    return lam, samples["train"], samples["validation"]
-
-
-def _describe(step: TrainingProgress) -> str:
+def describe(step: TrainingProgress) -> str:
+    """One step for the progress line."""
     validation = "" if step.validation_loss is None else f", validation {step.validation_loss:.3f}"
     return f"loss {step.loss:.3f}{validation}, {step.samples_per_s:.0f} samples/s"
 

@@ -50,5 +50,8 @@ class CsiTokenizer(Protocol):
         ...
 
     def with_target(self, tokens: TokenBatch, future: torch.Tensor) -> TokenBatch:
-        """The tokens with the clean future in their context, as the head's ``squared_error`` wants it."""
+        """The tokens with the clean future in their context, as the head's ``squared_error`` wants it.
+
+        For training: what only the head's ``channel`` reads may be left out.
+        """
         ...
