@@ -126,6 +126,15 @@ class NoisyLinks:
     def __len__(self) -> int:
         return len(self.history)
 
+    def to(self, device: torch.device) -> "NoisyLinks":
+        """The same links on another device."""
+        return NoisyLinks(
+            history=self.history.to(device),
+            noise_variance=self.noise_variance.to(device),
+            future=self.future.to(device),
+            snr_db=self.snr_db.to(device),
+        )
+
 
 def split_links(links: torch.Tensor, setting: PredictionSetting) -> tuple[torch.Tensor, torch.Tensor]:
     """History (on the history's subcarriers) and future (on the target's) of the first slots of clean links.
@@ -295,6 +304,7 @@ def with_reference(lam: LAM, samples: TokenSamples, batch_size: int = 128) -> To
 
     log NMSE is fitted as a quadratic in the SNR over the samples, so that the loss weighs every SNR alike.
     """
+    lam.eval()
     with torch.no_grad():
         scores = [
             nmse_of(lam, samples.batch(torch.arange(start, min(start + batch_size, len(samples)))))

@@ -74,7 +74,8 @@ def finetune(spec: RunSpec, base: Path, output: Path, on_progress: Progress) -> 
     with ChannelDataset.open(spec.dataset) as dataset:
         sources = {split: DatasetLinks(dataset, split, spec.prediction) for split in ("train", "validation")}
         lam = lam_for(spec.model, sources["train"].setting, spec.training.seed)
-        summary = tune(lam, sources, spec.prediction, spec.training, folder, on_progress, spec_to_toml(spec))
+        identity = spec_to_toml(spec) + "".join(dataset.shard_checksums("train"))
+        summary = tune(lam, sources, spec.prediction, spec.training, folder, on_progress, identity)
         lam.save(folder / LAM_FOLDER)
         write_json(folder / SUMMARY_FILE, {**summary.to_dict(), **_data_summary(spec, dataset)})
     shutil.rmtree(folder / TOKENS_FOLDER)

@@ -1,1 +1,18 @@
-"""The training loop."""
+"""A loop over any model."""
+
+from airlam.training.batches import Sampler, Samples
+from airlam.training.loop import CHECKPOINT_FOLDER, METRICS_FILE, fit
+from airlam.training.metrics import Progress, TrainingSummary, read_metrics
+from airlam.training.optimiser import learning_rate
+
+__all__ = [
+    "CHECKPOINT_FOLDER",
+    "METRICS_FILE",
+    "Progress",
+    "Sampler",
+    "Samples",
+    "TrainingSummary",
+    "fit",
+    "learning_rate",
+    "read_metrics",
+]

@@ -1,0 +1,264 @@
+"""The trained models that the prediction benchmark compares: where they lie, and how they are made.
+
+All are trained on the same Sionna drops, directional and omnidirectional users mixed, at the same SNRs, and
+with as many trainable parameters as the LAM. They ship with the package; ``airlam bench prediction --train``
+makes them anew in the cache, which then goes before what was shipped.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from airlam.datasets.catalog import packaged_spec
+from airlam.datasets.generate import generate
+from airlam.datasets.store import ChannelDataset
+from airlam.errors import DataError
+from airlam.files import whole_file, whole_folder, write_json
+from airlam.model.comparators import COMPARATORS, LearnedPredictor, matched, portwise_nmse
+from airlam.model.lam import count_parameters
+from airlam.model.llm4cp import Llm4Cp
+from airlam.model.storage import assign_tensors, read_tensors, trainable_tensors, write_tensors
+from airlam.radio.channel import PredictionSetting
+from airlam.radio.prediction.base import Predictor
+from airlam.specs import DatasetSpec, ModelSpec, PredictionSpec, SplitSizes, TrainingSpec, spec_to_dict
+from airlam.tasks.channel_prediction import (
+    DatasetLinks,
+    LamPredictor,
+    LinkSource,
+    MixedLinks,
+    NoisyViews,
+    Progress,
+)
+from airlam.tasks.runs import describe, lam_for, tune
+from airlam.training.loop import fit
+
+SETTINGS = {"uma_directional": "llm4cp_uma_directional", "uma_omni": "llm4cp_uma_omni"}
+LAM = "lam"
+LLM4CP = "llm4cp"
+PEERS = (*COMPARATORS, LLM4CP)
+PREDICTION = PredictionSpec(num_history=16, num_horizon=4, duplex="tdd", min_snr_db=0.0, max_snr_db=30.0)
+MODEL = ModelSpec(backbone="minilm", tokenizer="path", tuning="lora", lora_rank=8, lora_alpha=16.0)
+LAM_TRAINING = TrainingSpec(num_steps=1500, num_samples=8192, validation_every_steps=100, patience=100)
+# a peer's sample is a few antenna ports of a link, each a sequence of its own: 8 x 16 sequences a step
+PEER_TRAINING = TrainingSpec(
+    num_steps=2500,
+    batch_size=16,
+    learning_rate=1e-3,
+    num_samples=40_000,
+    validation_every_steps=250,
+    patience=100,
+)
+PEER_PORTS = 8
+# narrow enough for two cores, with the published plan of layers otherwise
+LLM4CP_SHAPE: dict[str, Any] = {"width": 192, "num_layers": 6, "num_maps": 16}
+CARD_FILE = "card.json"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How large a benchmark is."""
+
+    train: int  # drops a setting that models are trained on
+    fit: int  # drops a setting that classical predictors are fitted on
+    test: int
+    lam: TrainingSpec
+    peer: TrainingSpec
+    model: ModelSpec
+    name: str
+
+
+FULL = Scale(train=4096, fit=512, test=512, lam=LAM_TRAINING, peer=PEER_TRAINING, model=MODEL, name="full")
+QUICK = Scale(
+    train=32,
+    fit=32,
+    test=16,
+    lam=dataclasses.replace(LAM_TRAINING, num_steps=4, num_samples=32, batch_size=8),
+    peer=dataclasses.replace(PEER_TRAINING, num_steps=4, num_samples=32, batch_size=4),
+    model=dataclasses.replace(MODEL, backbone="small", num_layers=1, num_paths=8),
+    name="quick",
+)
+
+
+def cache_folder() -> Path:
+    """Where benchmarks keep datasets and models: AIRLAM_CACHE, or airlam under the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "airlam"
+    return Path(os.environ.get("AIRLAM_CACHE", default))
+
+
+def shipped_folder() -> Path:
+    """Where the package keeps the models that come with it."""
+    return Path(str(files("airlam.bench"))) / "trained_prediction"
+
+
+def dataset_spec(setting: str, sizes: SplitSizes, seed: int) -> DatasetSpec:
+    """LLM4CP's setting with the uplink band only, which is all that TDD needs."""
+    packaged = packaged_spec(SETTINGS[setting])
+    grid = dataclasses.replace(packaged.grid, num_downlink_subcarriers=0)
+    return dataclasses.replace(packaged, grid=grid, drops=sizes, seed=seed)
+
+
+def cached_dataset(setting: str, scale: Scale, purpose: str, on_progress: Progress) -> ChannelDataset:
+    """The drops of a setting for "train" (models) or "test" (fitting and measuring); drawn once, kept."""
+    if purpose == "train":
+        validation = max(16, scale.train // 32)
+        spec = dataset_spec(setting, SplitSizes(train=scale.train, validation=validation, test=0), seed=11)
+    else:
+        spec = dataset_spec(setting, SplitSizes(train=scale.fit, validation=0, test=scale.test), seed=12)
+    path = cache_folder() / "datasets" / f"{setting}_{purpose}_{scale.name}.h5"
+    if path.exists() and ChannelDataset.open(path).spec != spec:
+        path.unlink()
+    if not path.exists():
+        generate(spec, path, on_progress=on_progress)
+    return ChannelDataset.open(path)
+
+
+def models_folder(scale: Scale) -> Path:
+    """The models' folder: the cache's where they were made anew, else the package's; DataError if neither."""
+    for folder in (cache_folder() / "models" / scale.name, shipped_folder()):
+        if (folder / CARD_FILE).exists() and (scale is FULL or folder != shipped_folder()):
+            return folder
+    raise DataError("no trained models are here; make them with airlam bench prediction --train")
+
+
+def load_models(folder: Path, setting: PredictionSetting) -> list[Predictor]:
+    """The LAM and its learned peers, trained, in that order."""
+    card = read_card(folder)
+    lam = lam_for(ModelSpec(**card["model"]), setting, card["lam_training"]["seed"])
+    lam.load(folder / LAM)
+    predictors: list[Predictor] = [LamPredictor(tokenizer=lam.tokenizer, lam=lam.eval())]
+    for name in PEERS:
+        net = build_peer(name, setting, card["trainable"][LAM])
+        path = folder / f"{name}.safetensors"
+        assign_tensors(trainable_tensors(net), read_tensors(path), str(path))
+        predictors.append(LearnedPredictor(name, net.eval()))
+    return predictors
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """What the models were trained on and with."""
+    card: dict[str, Any] = json.loads((folder / CARD_FILE).read_text())
+    return card
+
+
+def build_peer(name: str, setting: PredictionSetting, num_trainable: int) -> nn.Module:
+    """An untrained peer with about as many trainable parameters as the LAM."""
+    if name != LLM4CP:
+        return matched(name, setting, num_trainable)
+    return Llm4Cp(setting, **LLM4CP_SHAPE)
+
+
+def train_models(scale: Scale, on_progress: Progress) -> Path:
+    """Trains the LAM and every peer into the cache; what is already trained there is kept."""
+    folder = cache_folder() / "models" / scale.name
+    work = cache_folder() / "work" / scale.name
+    datasets = [cached_dataset(setting, scale, "train", on_progress) for setting in SETTINGS]
+    sources = {
+        split: MixedLinks([DatasetLinks(dataset, split, PREDICTION) for dataset in datasets])
+        for split in ("train", "validation")
+    }
+    cost = {LAM: _train_lam(scale, sources, folder, work, on_progress)}
+    for name in PEERS:
+        num_trainable = cost[LAM]["num_trainable"]
+        cost[name] = _train_peer(name, scale, sources, num_trainable, folder, work, on_progress)
+    write_json(folder / CARD_FILE, _card(scale, cost))
+    shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _train_lam(
+    scale: Scale, sources: Mapping[str, LinkSource], folder: Path, work: Path, on_progress: Progress
+) -> dict[str, Any]:
+    cost_file = folder / f"{LAM}.json"
+    if not cost_file.exists():
+        lam = lam_for(scale.model, sources["train"].setting, scale.lam.seed)
+        summary = tune(lam, sources, PREDICTION, scale.lam, work / LAM, on_progress, scale.name)
+        lam.save(folder / LAM)
+        write_json(cost_file, summary.to_dict())
+    return _read_cost(cost_file)
+
+
+def _train_peer(
+    name: str,
+    scale: Scale,
+    sources: Mapping[str, LinkSource],
+    num_trainable: int,
+    folder: Path,
+    work: Path,
+    on_progress: Progress,
+) -> dict[str, Any]:
+    cost_file = folder / f"{name}.json"
+    if not cost_file.exists():
+        net = build_peer(name, sources["train"].setting, num_trainable)
+        views = [
+            NoisyViews(
+                source=source,
+                spec=PREDICTION,
+                num_samples=scale.peer.num_samples if split == "train" else 256,
+                seed=2 * scale.peer.seed + index,
+                augment=split == "train",
+                num_ports=PEER_PORTS,
+            )
+            for index, (split, source) in enumerate(sources.items())
+        ]
+        summary = fit(
+            net,
+            portwise_nmse,
+            views[0],
+            views[1],
+            scale.peer,
+            work / name,
+            lambda step: on_progress(f"training {name}", step.step, step.num_steps, describe(step)),
+            identity=scale.name,
+        )
+        if summary.stop_reason == "interrupted":
+            raise KeyboardInterrupt
+        with whole_file(folder / f"{name}.safetensors") as temporary:
+            write_tensors(temporary, trainable_tensors(net.cpu()))
+        write_json(cost_file, summary.to_dict())
+    return _read_cost(cost_file)
+
+
+def _read_cost(path: Path) -> dict[str, Any]:
+    cost: dict[str, Any] = json.loads(path.read_text())
+    return cost
+
+
+def _card(scale: Scale, cost: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "data": f"Sionna 38.901 UMa without line of sight, {scale.train} training drops each of "
+        f"{' and '.join(SETTINGS.values())}, seed 11",
+        "prediction": spec_to_dict(PREDICTION),
+        "model": spec_to_dict(scale.model),
+        "lam_training": spec_to_dict(scale.lam),
+        "peer_training": spec_to_dict(scale.peer),
+        "peer_ports": PEER_PORTS,
+        "llm4cp_shape": {**LLM4CP_SHAPE, "backbone_weights": "random"},
+        "trainable": {name: values["num_trainable"] for name, values in cost.items()},
+        "training_seconds": {name: round(values["seconds"]) for name, values in cost.items()},
+        "torch": torch.__version__,
+    }
+
+
+def ship(folder: Path) -> None:
+    """Copies trained models into the package, for a release."""
+    with whole_folder(shipped_folder()) as temporary:
+        shutil.copytree(folder, temporary, dirs_exist_ok=True)
+
+
+def trainable_of(predictors: Sequence[Predictor]) -> dict[str, int]:
+    """Trainable parameters of the learned ones."""
+    sizes = {}
+    for predictor in predictors:
+        if isinstance(predictor, LamPredictor):
+            sizes[predictor.name] = count_parameters(predictor.lam).trainable
+        elif isinstance(predictor, LearnedPredictor):
+            sizes[predictor.name] = count_parameters(predictor.module).trainable
+    return sizes

@@ -1,0 +1,198 @@
+"""The LAM: tokens -> embedding -> backbone -> task head, as a graph of named modules.
+
+``tokenizer.csi``, ``embedding``, ``block.0`` ... ``block.L-1``, ``norm``, ``head.channel_prediction``: run
+as a whole by ``forward``, or one by one by ``forward_module``, wherever each of them lives.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from airlam.errors import DataError, SpecError
+from airlam.files import whole_folder
+from airlam.model.backbone import build_backbone, seeded
+from airlam.model.base import Context, PredictionHead
+from airlam.model.chain import Backbone
+from airlam.model.storage import (
+    assign_tensors,
+    check_tensors,
+    fingerprint,
+    read_metadata,
+    read_tensors,
+    write_tensors,
+)
+from airlam.specs import ModelSpec, read_spec, spec_to_toml
+from airlam.tokens.base import CsiTokenizer, TokenBatch
+
+CHANNEL_PREDICTION = "channel_prediction"
+State = dict[str, torch.Tensor]
+_CONTEXT = "context."
+_SPEC_FILE = "model.toml"
+_WEIGHTS_FILE = "weights.safetensors"
+_ADAPTER_FOLDER = "adapter"
+_FROZEN = "frozen_sha256"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterCount:
+    """Sizes of a model; word embeddings are dropped and not counted."""
+
+    trainable: int
+    total: int
+
+    @property
+    def trainable_share(self) -> float:
+        """Trainable over all."""
+        return self.trainable / self.total
+
+
+def count_parameters(module: nn.Module) -> ParameterCount:
+    """Trainable and all parameters of a module."""
+    parameters = list(module.parameters())
+    return ParameterCount(
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        total=sum(p.numel() for p in parameters),
+    )
+
+
+class LAM(nn.Module):
+    """Large AI model on CSI tokens: an embedding MLP, a backbone chain, one head per task.
+
+    The tokeniser has no weights; it is kept so that the graph starts at the measurement.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, tokenizer: CsiTokenizer, backbone: Backbone, heads: dict[str, nn.Module]
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self.embedding = nn.Sequential(
+            nn.Linear(tokenizer.num_features, backbone.width),
+            nn.GELU(),
+            nn.Linear(backbone.width, backbone.width),
+        )
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(heads)
+
+    @property
+    def module_names(self) -> tuple[str, ...]:
+        """Names of the graph's modules in the order in which they run."""
+        blocks = (f"block.{index}" for index in range(self.backbone.num_blocks))
+        return ("tokenizer.csi", "embedding", *blocks, "norm", *(f"head.{task}" for task in self.heads))
+
+    def head(self, task: str = CHANNEL_PREDICTION) -> PredictionHead:
+        """The head of a task."""
+        if task not in self.heads:
+            raise SpecError(f"no head for task {task!r}; this LAM has {', '.join(self.heads)}")
+        return cast(PredictionHead, self.heads[task])
+
+    def forward(self, tokens: TokenBatch, task: str = CHANNEL_PREDICTION) -> Context:
+        """The head's output (named tensors, batch first) for a batch of tokens."""
+        hidden = self.backbone(self.embedding(tokens.features), tokens.mask)  # [batch, num_tokens, width]
+        return cast(Context, self.heads[task](hidden, tokens.context))
+
+    def forward_module(self, name: str, state: State) -> State:
+        """What one module makes of what the modules before it made.
+
+        | module | takes | gives |
+        |---|---|---|
+        | tokenizer.csi | history, noise_variance | features, mask, context.* |
+        | embedding | features, mask | hidden |
+        | block.i | hidden, mask | hidden |
+        | norm | hidden | hidden |
+        | head.TASK | hidden, context.* | the head's output |
+
+        hidden: float32 [batch, num_tokens, width]. Merge what is given into the state and go on; the context
+        stays where the tokeniser ran, so between embedding and head only hidden and mask travel.
+        """
+        kind, _, detail = name.partition(".")
+        if name not in self.module_names:
+            raise SpecError(f"no module {name!r} in this LAM; it has {', '.join(self.module_names)}")
+        if kind == "tokenizer":
+            tokens = self.tokenizer.tokenise(state["history"], state["noise_variance"])
+            context = {_CONTEXT + key: value for key, value in tokens.context.items()}
+            return {"features": tokens.features, "mask": tokens.mask, **context}
+        if kind == "embedding":
+            return {"hidden": self.backbone.enter(self.embedding(state["features"]), state["mask"])[0]}
+        if kind == "block":
+            index, hidden = int(detail), state["hidden"]
+            call = self.backbone.calls(hidden, state["mask"])[index]
+            return {"hidden": self.backbone.block(index, hidden, call)}
+        if kind == "norm":
+            return {"hidden": self.backbone.norm(state["hidden"])}
+        context = {
+            key.removeprefix(_CONTEXT): value for key, value in state.items() if key.startswith(_CONTEXT)
+        }
+        return cast(State, self.heads[detail](state["hidden"], context))
+
+    def save(self, folder: Path) -> None:
+        """Writes the LAM's spec and tuned weights; appears whole or not at all."""
+        with whole_folder(folder) as temporary:
+            (temporary / _SPEC_FILE).write_text(spec_to_toml(self.spec))
+            notes = {_FROZEN: fingerprint(self._frozen_tensors())}
+            write_tensors(temporary / _WEIGHTS_FILE, self._own_tensors(), notes)
+            if self.spec.tuning == "lora":
+                from airlam.model.lora import save_adapter
+
+                save_adapter(self.backbone.model, temporary / _ADAPTER_FOLDER)
+
+    def load(self, folder: Path) -> None:
+        """Takes tuned weights from a folder that ``save`` wrote; DataError where they are another model's."""
+        saved = read_model_spec(folder)
+        if saved != self.spec:
+            raise DataError(f"{folder} holds a LAM of another spec: {saved}; this one is {self.spec}")
+        path = folder / _WEIGHTS_FILE
+        given = read_tensors(path)
+        check_tensors(self._own_tensors(), given, str(path))
+        if read_metadata(path).get(_FROZEN) != fingerprint(self._frozen_tensors()):
+            raise DataError(
+                f"{folder} was tuned on other weights of {self.spec.backbone!r} than the ones loaded here; "
+                "take the weights that it was tuned on"
+            )
+        if self.spec.tuning == "lora":
+            from airlam.model.lora import load_adapter
+
+            load_adapter(self.backbone.model, folder / _ADAPTER_FOLDER)
+        assign_tensors(self._own_tensors(), given, str(path))
+
+    def _own_tensors(self) -> State:
+        """What ``weights.safetensors`` holds.
+
+        All but the backbone where pretrained weights stayed frozen; a random one is kept too, since another
+        machine need not draw it to the same bits.
+        """
+        whole = self.spec.tuning in ("full", "scratch") or self.spec.backbone == "small"
+        state = self.state_dict()
+        return {name: value for name, value in state.items() if whole or not name.startswith("backbone.")}
+
+    def _frozen_tensors(self) -> State:
+        """Weights that a folder does not hold and must find again."""
+        own = self._own_tensors()
+        return {name: p for name, p in self.named_parameters() if name not in own and not p.requires_grad}
+
+
+def read_model_spec(folder: Path) -> ModelSpec:
+    """The spec of a saved LAM."""
+    if not (folder / _SPEC_FILE).is_file():
+        raise DataError(f"{folder} holds no {_SPEC_FILE}; expected a folder that a fine-tuning run wrote")
+    return read_spec(ModelSpec, folder / _SPEC_FILE)
+
+
+def build_lam(
+    spec: ModelSpec, tokenizer: CsiTokenizer, head: Callable[[int], nn.Module], *, seed: int = 0
+) -> LAM:
+    """A LAM for channel prediction, its random weights drawn from ``seed``.
+
+    head: makes the head, given the backbone's width. Path tokens are a set; patch tokens have places.
+    """
+    from airlam.model.lora import prepare_tuning
+
+    model = build_backbone(spec, seed=seed)
+    with seeded(seed + 1):
+        backbone = Backbone(prepare_tuning(model, spec), ordered=spec.tokenizer == "patch")
+        return LAM(spec, tokenizer, backbone, {CHANNEL_PREDICTION: head(backbone.width)})

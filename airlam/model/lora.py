@@ -1,0 +1,78 @@
+"""How a backbone is tuned, and LoRA by peft (the one module that imports it).
+
+``lora``: low-rank adapters on every projection of the blocks, and the norms; the rest is frozen.
+``head``: the backbone is frozen. ``full`` and ``scratch``: all of it trains.
+
+Adapters are kept in peft's own format: ``peft.PeftModel.from_pretrained(build_backbone(spec), folder)`` loads
+them. The trained norms travel with them as peft's ``modules_to_save``.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import nn
+
+from airlam.errors import DataError
+from airlam.model.families import is_linear, norm_names, projection_names
+from airlam.model.storage import check_tensors, read_tensors
+from airlam.specs import ModelSpec
+
+_WEIGHTS = "adapter_model.safetensors"
+_CONFIG = "adapter_config.json"
+_PREFIX = "base_model.model."  # where a PeftModel holds the model that it wraps
+
+
+def prepare_tuning(model: nn.Module, spec: ModelSpec) -> nn.Module:
+    """Freezes what ``spec.tuning`` freezes and puts LoRA in where it says so; changes ``model`` itself.
+
+    A fresh adapter changes nothing: y = W x + (alpha / rank) B A x with B = 0. Hu et al., LoRA, 2106.09685.
+    """
+    if spec.tuning in ("full", "scratch"):
+        return model.requires_grad_(True)
+    model.requires_grad_(False)
+    if spec.tuning == "lora":
+        inject_adapter_in_model(_config(model, spec), model)
+    return model
+
+
+def _config(model: nn.Module, spec: ModelSpec) -> LoraConfig:
+    projections = projection_names(model)
+    transposed = any(
+        not isinstance(module, nn.Linear) and is_linear(module)
+        for path, module in model.named_modules()
+        if path.rpartition(".")[2] in projections
+    )
+    return LoraConfig(
+        r=spec.lora_rank,
+        lora_alpha=spec.lora_alpha,
+        target_modules=list(projections),
+        modules_to_save=list(norm_names(model)),
+        fan_in_fan_out=transposed,
+    )
+
+
+def save_adapter(model: nn.Module, folder: Path) -> None:
+    """Writes the adapter of a backbone in peft's format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file({_PREFIX + name: value.contiguous() for name, value in state.items()}, folder / _WEIGHTS)
+    config = model.peft_config["default"].to_dict() | {"inference_mode": True}  # type: ignore[index, union-attr]
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    (folder / _CONFIG).write_text(json.dumps(plain, indent=2, default=str, sort_keys=True) + "\n")
+
+
+def load_adapter(model: nn.Module, folder: Path) -> None:
+    """Puts a saved adapter into a backbone whose adapter has the same shapes; DataError where it has not."""
+    tensors = read_tensors(folder / _WEIGHTS)
+    foreign = [name for name in tensors if not name.startswith(_PREFIX)]
+    if foreign:
+        raise DataError(
+            f"{folder / _WEIGHTS} holds {foreign[0]!r}; expected names that start with {_PREFIX!r}"
+        )
+    state = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}
+    own: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    check_tensors(own, state, str(folder / _WEIGHTS))
+    set_peft_model_state_dict(model, state)
