@@ -39,14 +39,14 @@ def specs(
     name: Annotated[str, typer.Argument(help="Print this packaged spec as TOML; without it, list all.")] = "",
 ) -> None:
     """List the packaged dataset specs, or print one to start from."""
-    from airlam.datasets.catalog import packaged_spec, packaged_specs
+    from airlam.datasets.catalog import descriptions, packaged_spec
     from airlam.specs import spec_to_toml
 
     if name:
         print(spec_to_toml(packaged_spec(name)), end="")
         return
-    for each in packaged_specs():
-        print(f"{each:32} {packaged_spec(each).description}")
+    for each, description in descriptions().items():
+        print(f"{each:32} {description}")
 
 
 @app.command()

@@ -70,8 +70,10 @@ class DatasetLinks:
 
     def speeds_m_per_s(self, indices: np.ndarray) -> torch.Tensor:
         """Speeds of the users at ``indices``."""
-        speeds = self._dataset.batch(self._split, indices // self._num_users, slots=slice(0, 1)).speed_m_per_s
-        return speeds[torch.arange(len(indices)), torch.from_numpy(indices % self._num_users)]
+        speeds = self._dataset.field(self._split, "speed_m_per_s")  # [num_drops, num_users]
+        return speeds[
+            torch.from_numpy(indices // self._num_users), torch.from_numpy(indices % self._num_users)
+        ]
 
 
 class MixedLinks:

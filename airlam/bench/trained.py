@@ -46,13 +46,13 @@ LLM4CP = "llm4cp"
 PEERS = (*COMPARATORS, LLM4CP)
 PREDICTION = PredictionSpec(num_history=16, num_horizon=4, duplex="tdd", min_snr_db=0.0, max_snr_db=30.0)
 MODEL = ModelSpec(backbone="minilm", tokenizer="path", tuning="lora", lora_rank=8, lora_alpha=16.0)
-LAM_TRAINING = TrainingSpec(num_steps=1500, num_samples=8192, validation_every_steps=100, patience=100)
+LAM_TRAINING = TrainingSpec(num_steps=2000, num_samples=12_288, validation_every_steps=100, patience=100)
 # a peer's sample is a few antenna ports of a link, each a sequence of its own: 8 x 16 sequences a step
 PEER_TRAINING = TrainingSpec(
-    num_steps=2500,
+    num_steps=1500,
     batch_size=16,
     learning_rate=1e-3,
-    num_samples=40_000,
+    num_samples=24_000,
     validation_every_steps=250,
     patience=100,
 )

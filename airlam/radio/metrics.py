@@ -1,0 +1,218 @@
+"""How good a predicted channel is: NMSE in its several averages, correlation, rate; with intervals.
+
+Averages differ by what they weigh: *pooled* is total error energy over total energy, so strong links count
+more; *mean of ratios* gives every link the same weight and is ruled by its worst; the *median* ignores both
+ends. Published tables use the first two without always saying so. Intervals are 95 % percentile bootstrap
+intervals over links (Efron and Tibshirani, 1993, ch. 13); two methods are compared on the same resamples.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from airlam.errors import DataError
+from airlam.units import db_to_linear
+
+QUANTILES = (0.025, 0.975)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkErrors:
+    """Energies of the error and of the truth, link by link and step by step.
+
+    error and energy: float64 [num_links, num_horizon].
+    """
+
+    error: torch.Tensor
+    energy: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.error)
+
+    @property
+    def ratio(self) -> torch.Tensor:
+        """NMSE of each link over its horizon: float64 [num_links]."""
+        return self.error.sum(1) / self.energy.sum(1)
+
+    def select(self, index: torch.Tensor) -> "LinkErrors":
+        """The links at ``index``, int64 [n] or bool [num_links]."""
+        return LinkErrors(error=self.error[index], energy=self.energy[index])
+
+    @staticmethod
+    def concatenate(parts: "list[LinkErrors]") -> "LinkErrors":
+        """Batches put together in order."""
+        return LinkErrors(
+            error=torch.cat([part.error for part in parts]), energy=torch.cat([part.energy for part in parts])
+        )
+
+
+def link_errors(estimate: torch.Tensor, truth: torch.Tensor) -> LinkErrors:
+    """Squared error and energy of predictions.
+
+    estimate and truth: complex [num_links, num_horizon, num_user_ant, num_bs_ant, num_subcarriers]. The truth
+    is the clean channel, or a noisy one (``noisy_target``) where a published table scored it so. DataError
+    where shapes differ, a value is not finite, or a link has no energy.
+    """
+    if estimate.shape != truth.shape:
+        raise DataError(
+            f"estimate is {tuple(estimate.shape)}, truth is {tuple(truth.shape)}; shapes must agree"
+        )
+    error = (estimate - truth).abs().square().flatten(2).sum(2, dtype=torch.float64)  # [num_links, horizon]
+    energy = truth.abs().square().flatten(2).sum(2, dtype=torch.float64)  # [num_links, horizon]
+    if not bool(error.isfinite().all()):
+        raise DataError("the estimate or the truth holds NaN or infinity; check the predictor's input")
+    if not bool((energy.sum(1) > 0).all()):
+        raise DataError("a link has no energy, so its NMSE is undefined; leave such links out")
+    return LinkErrors(error=error.cpu(), energy=energy.cpu())
+
+
+def noisy_target(
+    truth: torch.Tensor, noise_variance: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """The truth with white noise, for tables that scored against measured targets; their NMSE has a floor.
+
+    truth: complex [num_links, ...]; noise_variance: float [num_links]. Shape and dtype kept.
+    """
+    noise = torch.randn(truth.shape, dtype=truth.dtype, generator=generator).to(truth.device)
+    scale = noise_variance.sqrt().reshape(-1, *[1] * (truth.ndim - 1))
+    return truth + scale.to(truth.device) * noise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A figure and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NmseSummary:
+    """NMSE of one method on some links; ``per_step`` is pooled for each step of the horizon."""
+
+    num_links: int
+    pooled: Interval
+    mean: Interval
+    median: Interval
+    per_step: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as JSON takes them."""
+        return asdict(self)
+
+
+def summarise_nmse(errors: LinkErrors, *, num_resamples: int = 1000, seed: int = 0) -> NmseSummary:
+    """All averages of one method with intervals; the same seed gives methods the same resamples."""
+    index = _resamples(len(errors), num_resamples, seed)
+    columns = (errors.error.sum(1), errors.energy.sum(1))
+    return NmseSummary(
+        num_links=len(errors),
+        pooled=_interval(_pooled, columns, index),
+        mean=_interval(_mean, columns, index),
+        median=_interval(_median, columns, index),
+        per_step=tuple((errors.error.sum(0) / errors.energy.sum(0)).tolist()),
+    )
+
+
+def summarise_by_group(
+    errors: LinkErrors, group: torch.Tensor, *, num_resamples: int = 1000, seed: int = 0
+) -> dict[float, NmseSummary]:
+    """A summary for each value of ``group`` (real [num_links]: a speed, an SNR), in ascending order."""
+    if len(group) != len(errors):
+        raise DataError(f"{len(group)} group labels for {len(errors)} links; give one label a link")
+    return {
+        float(value): summarise_nmse(errors.select(group == value), num_resamples=num_resamples, seed=seed)
+        for value in sorted(set(group.tolist()))
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Method over reference on the same links: below 1 the method is better.
+
+    pooled and mean are ratios of the two NMSEs; improved_share is the share of links on which the method's
+    NMSE is the lower.
+    """
+
+    num_links: int
+    pooled: Interval
+    mean: Interval
+    improved_share: Interval
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as JSON takes them."""
+        return asdict(self)
+
+
+def compare_nmse(
+    method: LinkErrors, reference: LinkErrors, *, num_resamples: int = 1000, seed: int = 0
+) -> Comparison:
+    """Paired bootstrap of two methods that predicted the same links in the same order."""
+    if not torch.equal(method.energy, reference.energy):
+        raise DataError("the two methods were not scored on the same links; compare them on one test set")
+    index = _resamples(len(method), num_resamples, seed)
+    columns = (method.error.sum(1), reference.error.sum(1), method.energy.sum(1))
+    return Comparison(
+        num_links=len(method),
+        pooled=_interval(lambda a, b, energy: _pooled(a, energy) / _pooled(b, energy), columns, index),
+        mean=_interval(lambda a, b, energy: _mean(a, energy) / _mean(b, energy), columns, index),
+        improved_share=_interval(lambda a, b, _: (a < b).double().mean(-1), columns, index),
+    )
+
+
+def _pooled(error: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
+    return error.sum(-1) / energy.sum(-1)
+
+
+def _mean(error: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
+    return (error / energy).mean(-1)
+
+
+def _median(error: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
+    return (error / energy).quantile(0.5, dim=-1)
+
+
+def _resamples(num_links: int, num_resamples: int, seed: int) -> torch.Tensor:
+    """Links drawn with replacement: int64 [num_resamples, num_links]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(num_links, (num_resamples, num_links), generator=generator)
+
+
+def _interval(
+    statistic: Callable[..., torch.Tensor], columns: tuple[torch.Tensor, ...], index: torch.Tensor
+) -> Interval:
+    """A statistic over the last axis of float64 [num_links] columns, and its percentile interval."""
+    levels = torch.tensor(QUANTILES, dtype=torch.float64)
+    low, high = statistic(*(column[index] for column in columns)).quantile(levels).tolist()
+    return Interval(value=float(statistic(*columns)), low=low, high=high)
+
+
+def correlation(estimate: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    r"""rho = mean_f |<h_f, e_f>| / (|h_f| |e_f|) over each subcarrier's antennas, blind to scale and phase.
+
+    Wen, Shih and Jin, IEEE WCL 2018, eq. (9). Shapes as in ``link_errors``.
+    Returns float64 [num_links, num_horizon], 0 to 1; an all-zero estimate has 0.
+    """
+    h, e = truth.flatten(2, 3).to(torch.complex128), estimate.flatten(2, 3).to(torch.complex128)
+    inner = (h.conj() * e).sum(2).abs()  # [num_links, horizon, f]
+    norms = h.abs().square().sum(2).sqrt() * e.abs().square().sum(2).sqrt()  # [num_links, horizon, f]
+    return (inner / norms.clamp_min(torch.finfo(norms.dtype).tiny)).mean(-1)
+
+
+def matched_filter_rate(estimate: torch.Tensor, truth: torch.Tensor, snr_db: float) -> torch.Tensor:
+    r"""Single-user, single-stream rate of the precoder matched to the estimate, in bit/s/Hz.
+
+    R = mean_f log2(1 + snr |H_f w_f|^2), w_f the strongest right singular vector of the estimate (for one
+    user antenna conj(e) / |e|) and H scaled to unit mean power over the link. A phase common to a
+    subcarrier costs nothing. Shapes as in ``link_errors``; returns float64 [num_links, num_horizon].
+    """
+    h, e = truth.movedim(-1, 2).to(torch.complex128), estimate.movedim(-1, 2).to(torch.complex128)
+    power = h.abs().square().flatten(1).mean(1)[:, None, None]  # [num_links, 1, 1]
+    strongest = torch.linalg.eigh(e @ e.mH)[1][..., -1:]  # [num_links, horizon, f, u, 1]
+    precoder = e.mH @ strongest  # [num_links, horizon, f, p, 1]
+    norm = precoder.abs().square().sum((-2, -1))  # [num_links, horizon, f]
+    gain = (h @ precoder).abs().square().sum((-2, -1)) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    return torch.log2(1 + db_to_linear(snr_db) * gain / power).mean(-1)

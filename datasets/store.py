@@ -1,0 +1,223 @@
+"""Reading a dataset file.
+
+One drop is one chunk, so a shuffled batch is a handful of plain reads at known offsets: after opening, the
+HDF5 library is not asked again, and a dataset may be pickled or forked freely.
+"""
+
+import math
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from airlam.datasets.layout import (
+    FIELDS,
+    FORMAT,
+    FORMAT_VERSION,
+    SPLITS,
+    drop_shape,
+    field_shape,
+    software_versions,
+    write_dataset,
+)
+from airlam.errors import DataError, SpecError
+from airlam.radio.channel import ChannelBatch
+from airlam.specs import DatasetSpec, parse_spec
+
+__all__ = ["ChannelDataset", "software_versions", "write_dataset"]
+
+READ_VECTORS = 512  # buffers in one vectored read; the kernel allows 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Split:
+    """What of a split is kept in memory: where each drop's channel lies, and the small fields."""
+
+    offsets: NDArray[np.int64]
+    small: dict[str, torch.Tensor]
+    shard_sha256: tuple[str, ...]
+    shard_seed: tuple[int, ...]
+
+
+class ChannelDataset:
+    """A dataset file, read lazily; use ``ChannelDataset.open``."""
+
+    def __init__(
+        self, path: Path, spec: DatasetSpec, splits: dict[str, _Split], attributes: dict[str, str]
+    ) -> None:
+        self.path = path
+        self.spec = spec
+        self.attributes = attributes
+        self._splits = splits
+        self._handle: int | None = None
+
+    @staticmethod
+    def open(path: str | Path) -> "ChannelDataset":
+        """Reads the head of a file; DataError, in one line, where it is not a whole dataset of ours."""
+        path = Path(path)
+        if not path.is_file():
+            raise DataError(f"{path} is not there; make it with airlam generate")
+        try:
+            with h5py.File(path, "r") as file:
+                spec = _read_spec(file, path)
+                splits = {split: _read_split(file, spec, split, path) for split in SPLITS}
+                attributes = {key: str(value) for key, value in file.attrs.items() if key != "spec"}
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(
+                f"{path} is no HDF5 file or was cut short ({reason}); generate it again"
+            ) from None
+        return ChannelDataset(path, spec, splits, attributes)
+
+    def num_drops(self, split: str) -> int:
+        """Drops in train, validation or test."""
+        return len(self._split(split).offsets)
+
+    def field(self, split: str, name: str) -> torch.Tensor:
+        """A field other than h_freq for all drops of a split, from memory: [num_drops, num_users, ...]."""
+        return self._split(split).small[name]
+
+    def shard_checksums(self, split: str) -> tuple[str, ...]:
+        """The recorded SHA-256 of each shard."""
+        return self._split(split).shard_sha256
+
+    def batch(
+        self,
+        split: str,
+        indices: NDArray[np.integer[Any]] | slice,
+        *,
+        slots: slice = slice(None),
+        subcarriers: slice = slice(None),
+    ) -> ChannelBatch:
+        """The drops at ``indices``, in that order, from any mixture of places.
+
+        h_freq: complex64 [batch, num_rx, num_rx_ant, num_tx, num_tx_ant, num_slots, num_subcarriers], of
+        which ``slots`` and ``subcarriers`` choose a part. IndexError beyond the split, DataError on a
+        damaged file.
+        """
+        part = self._split(split)
+        rows = np.arange(len(part.offsets))[indices]
+        h_freq = self._read(part.offsets[rows])  # [batch, ..., num_slots, num_subcarriers]
+        chosen = torch.from_numpy(h_freq)[..., slots, subcarriers].contiguous()
+        index = torch.from_numpy(rows)
+        small = {name: values[index] for name, values in part.small.items()}
+        return ChannelBatch(h_freq=chosen, direction=self.spec.channel.direction, **small)
+
+    def close(self) -> None:
+        """Lets go of the file; the next read opens it again."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> "ChannelDataset":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_handle": None}
+
+    def _split(self, split: str) -> _Split:
+        if split not in self._splits:
+            raise DataError(f"split is {split!r}; expected one of {SPLITS}")
+        return self._splits[split]
+
+    def _read(self, offsets: NDArray[np.int64]) -> NDArray[np.complex64]:
+        """Drops at the given places of the file; neighbours in the file share one read."""
+        shape = drop_shape(self.spec)
+        num_bytes = math.prod(shape) * np.dtype(np.complex64).itemsize
+        h_freq = np.empty((len(offsets), *shape), np.complex64)
+        rows = h_freq.reshape(len(offsets), math.prod(shape)).view(np.uint8)  # [batch, bytes]
+        order = np.argsort(offsets, kind="stable")
+        breaks = np.flatnonzero(np.diff(offsets[order]) != num_bytes) + 1
+        for run in np.split(order, breaks):
+            for first in range(0, len(run), READ_VECTORS):
+                self._read_run(rows, run[first : first + READ_VECTORS], offsets, num_bytes)
+        return h_freq
+
+    def _read_run(
+        self, rows: NDArray[np.uint8], run: NDArray[np.intp], offsets: NDArray[np.int64], num_bytes: int
+    ) -> None:
+        """Reads adjacent drops straight into their rows; a short read is finished row by row."""
+        if self._handle is None:
+            self._handle = os.open(self.path, os.O_RDONLY)
+        if not len(run):
+            return
+        done = os.preadv(self._handle, [rows[i].data for i in run], int(offsets[run[0]]))
+        for position in range(done // num_bytes, len(run)):  # the kernel stops at 2 GiB
+            row = rows[run[position]]
+            start = max(0, done - position * num_bytes)
+            while start < num_bytes:
+                count = os.preadv(self._handle, [row[start:].data], int(offsets[run[position]]) + start)
+                if not count:
+                    raise DataError(f"{self.path} ends within a drop; generate it again")
+                start += count
+
+
+def _read_spec(file: h5py.File, path: Path) -> DatasetSpec:
+    """The spec in a file of ours; DataError for other files."""
+    if file.attrs.get("format") != FORMAT:
+        raise DataError(f"{path} is HDF5 but not a dataset of airlam; convert it with airlam dataset import")
+    found = int(file.attrs.get("format_version", 0))
+    if found != FORMAT_VERSION:
+        raise DataError(
+            f"{path} has format version {found}, this airlam reads {FORMAT_VERSION}; generate it again"
+        )
+    try:
+        with warnings.catch_warnings():  # what the spec warns of was said when it was generated
+            warnings.simplefilter("ignore")
+            return parse_spec(DatasetSpec, str(file.attrs["spec"]), f"the spec in {path}")
+    except (SpecError, KeyError) as error:
+        raise DataError(f"{path} holds no readable spec: {error}") from None
+
+
+def _read_split(file: h5py.File, spec: DatasetSpec, split: str, path: Path) -> _Split:
+    """The places of a split's drops and its small fields, checked against the spec."""
+    num_drops = getattr(spec.drops, split)
+    fields = {name: file.get(f"{split}/{name}") for name in (*FIELDS, "shard_sha256", "shard_seed")}
+    for name, dataset in fields.items():
+        if not isinstance(dataset, h5py.Dataset):
+            raise DataError(f"{path} lacks {split}/{name}; generate it again")
+        if name in FIELDS and (dataset.shape, dataset.dtype) != (
+            field_shape(spec, name, num_drops),
+            np.dtype(FIELDS[name].dtype),
+        ):
+            raise DataError(
+                f"{path}: {split}/{name} is {dataset.dtype} {dataset.shape}, the spec says "
+                f"{FIELDS[name].dtype} {field_shape(spec, name, num_drops)}; generate it again"
+            )
+    return _Split(
+        offsets=_chunk_offsets(fields["h_freq"], path),
+        small={name: torch.from_numpy(fields[name][()]) for name in FIELDS if name != "h_freq"},
+        shard_sha256=tuple(value.decode() for value in fields["shard_sha256"][()]),
+        shard_seed=tuple(int(value) for value in fields["shard_seed"][()]),
+    )
+
+
+def _chunk_offsets(dataset: h5py.Dataset, path: Path) -> NDArray[np.int64]:
+    """Where each drop lies in the file, int64 [num_drops]; DataError where any is missing or compressed."""
+    offsets = np.full(dataset.shape[0], -1, np.int64)
+    if not len(offsets):
+        return offsets
+    if dataset.id.get_create_plist().get_nfilters():
+        raise DataError(f"{path} is compressed; unpack it with h5repack -f NONE")
+    if dataset.chunks != (1, *dataset.shape[1:]):
+        raise DataError(f"{path} has chunks {dataset.chunks}, expected one a drop; generate it again")
+
+    def note(chunk: Any) -> None:
+        offsets[chunk.chunk_offset[0]] = chunk.byte_offset
+
+    dataset.id.chunk_iter(note)
+    if (offsets < 0).any():
+        raise DataError(f"{path} lacks {int((offsets < 0).sum())} drops of {dataset.name}; generate it again")
+    return offsets

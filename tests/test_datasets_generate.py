@@ -1,0 +1,234 @@
+"""Generation: the same bytes whatever happens on the way, within budget, and never half a file."""
+
+import dataclasses
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from airlam.datasets import generate as module
+from airlam.datasets.card import verify
+from airlam.datasets.catalog import packaged_spec
+from airlam.datasets.generate import drops_per_block, generate, plan_shards, working_bytes_per_drop
+from airlam.datasets.store import ChannelDataset
+from airlam.errors import DataError, SpecError
+from airlam.specs import DatasetSpec, SplitSizes
+
+SPEC = dataclasses.replace(
+    packaged_spec("quickstart"), drops=SplitSizes(train=10, validation=3, test=4), shard_drops=4
+)
+
+KILLED = """
+import dataclasses, pathlib, sys, time
+from airlam.datasets.catalog import packaged_spec
+from airlam.datasets.generate import generate
+from airlam.specs import SplitSizes
+spec = dataclasses.replace(
+    packaged_spec("quickstart"), drops=SplitSizes(train=10, validation=3, test=4), shard_drops=4
+)
+def on_progress(what, done, total, detail):
+    print(done, flush=True)
+    if done > 4:
+        time.sleep(60)
+generate(spec, pathlib.Path(sys.argv[1]), on_progress=on_progress)
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a run that nothing interrupted."""
+    path = tmp_path_factory.mktemp("whole") / "set.h5"
+    generate(SPEC, path)
+    return path
+
+
+def test_only_the_file_remains(whole: Path) -> None:
+    assert [file.name for file in whole.parent.iterdir()] == ["set.h5"]
+
+
+def test_killed_and_resumed_equals_never_killed(whole: Path, tmp_path: Path) -> None:
+    path = tmp_path / "other name.h5"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) > 4:  # within the second shard
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    parts = tmp_path / f".{path.name}.parts"
+    finished = parts / "train-000000.h5"
+    assert not path.exists() and finished.exists()
+    drawn_at = finished.stat().st_mtime_ns
+    kept = []
+    generate(
+        SPEC, path, on_progress=lambda *_: kept.append(finished.exists() and finished.stat().st_mtime_ns)
+    )
+    assert kept[0] == drawn_at  # the finished shard was not drawn again
+    assert path.read_bytes() == whole.read_bytes()
+    assert not parts.exists()
+
+
+def test_ctrl_c_keeps_the_parts_and_says_so(
+    whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "set.h5"
+
+    def interrupt(what: str, done: int, total: int, detail: str) -> None:
+        if done >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(SPEC, path, on_progress=interrupt)
+    assert "1 of 5 shards done; run it again to go on" in caplog.text and not path.exists()
+    generate(SPEC, path)
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_the_budget_leaves_the_bytes_alone(whole: Path, tmp_path: Path) -> None:
+    generate(SPEC, tmp_path / "set.h5", memory_budget_bytes=2**40)
+    assert (tmp_path / "set.h5").read_bytes() == whole.read_bytes()
+
+
+def test_thread_count_leaves_the_bytes_alone(whole: Path, tmp_path: Path) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2 if before == 1 else 1)
+    try:
+        generate(SPEC, tmp_path / "set.h5")
+    finally:
+        torch.set_num_threads(before)
+    assert (tmp_path / "set.h5").read_bytes() == whole.read_bytes()
+
+
+def test_shards_and_splits_are_independent(whole: Path, tmp_path: Path) -> None:
+    """Another number of training drops leaves validation and test as they are, and whole shards too."""
+    wider = dataclasses.replace(SPEC, drops=SplitSizes(train=13, validation=3, test=4))
+    generate(wider, tmp_path / "wider.h5")
+    with ChannelDataset.open(whole) as narrow, ChannelDataset.open(tmp_path / "wider.h5") as wide:
+        for split, count in (("train", 8), ("validation", 3), ("test", 4)):
+            ours, theirs = (d.batch(split, np.arange(count)).h_freq for d in (narrow, wide))
+            assert (ours == theirs).all(), split
+
+
+def test_no_two_shards_share_a_seed_or_a_drop(whole: Path) -> None:
+    shards = plan_shards(dataclasses.replace(SPEC, drops=SplitSizes(train=4000, validation=4000, test=4000)))
+    assert len({shard.seed for shard in shards}) == len(shards) == 3000
+    with ChannelDataset.open(whole) as dataset:
+        drops = [
+            dataset.batch(split, slice(None)).h_freq[i].numpy().tobytes()
+            for split in ("train", "validation", "test")
+            for i in range(dataset.num_drops(split))
+        ]
+    assert len(set(drops)) == 17
+
+
+def test_the_file_verifies(whole: Path) -> None:
+    assert verify(whole).num_drops == {"train": 10, "validation": 3, "test": 4}
+
+
+def test_parts_of_another_spec_are_not_mixed_in(tmp_path: Path) -> None:
+    path = tmp_path / "set.h5"
+
+    def interrupt(what: str, done: int, total: int, detail: str) -> None:
+        if done >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(SPEC, path, on_progress=interrupt)
+    reseeded = dataclasses.replace(SPEC, seed=2)
+    generate(reseeded, path)
+    generate(reseeded, tmp_path / "fresh.h5")
+    assert path.read_bytes() == (tmp_path / "fresh.h5").read_bytes()
+
+
+def test_an_existing_target_needs_leave(whole: Path, tmp_path: Path) -> None:
+    path = tmp_path / "set.h5"
+    path.write_text("mine")
+    with pytest.raises(DataError, match="exists"):
+        generate(SPEC, path)
+    assert path.read_text() == "mine"
+    generate(SPEC, path, overwrite=True)
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_a_budget_too_small_for_one_block(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="MiB, beyond the budget of 100 MiB"):
+        generate(SPEC, tmp_path / "set.h5", memory_budget_bytes=100 * 2**20)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 5, 5))
+    with pytest.raises(DataError, match=r"needs .* but 5 are free"):
+        generate(SPEC, tmp_path / "set.h5")
+
+
+def test_a_disk_that_fills_up(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "set.h5"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_shard", full)
+        with pytest.raises(DataError, match="full; free some space"):
+            generate(SPEC, path)
+    assert not path.exists() and not list(tmp_path.glob(".*.part"))
+    generate(SPEC, path)
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_two_at_once_on_one_target(tmp_path: Path) -> None:
+    path = tmp_path / "set.h5"
+
+    def second(what: str, done: int, total: int, detail: str) -> None:
+        with pytest.raises(DataError, match="another process is writing"):
+            generate(SPEC, path)
+
+    generate(SPEC, path, on_progress=second)
+
+
+def test_impossible_physics_leaves_no_file(tmp_path: Path) -> None:
+    tdl = dataclasses.replace(packaged_spec("tdl_a"), base_station=SPEC.base_station)
+    with pytest.raises(SpecError, match="take a cdl"):
+        generate(tdl, tmp_path / "set.h5")
+    assert not (tmp_path / "set.h5").exists()
+
+
+def test_blocks_follow_from_the_spec(tmp_path: Path) -> None:
+    big: DatasetSpec = packaged_spec("llm4cp_uma_omni")
+    assert 1 <= drops_per_block(big) <= 64
+    assert drops_per_block(big) * working_bytes_per_drop(big) <= module.BLOCK_BYTES
+    assert drops_per_block(dataclasses.replace(SPEC, shard_drops=2)) == 2
+
+
+def test_memory_stays_below_the_estimate() -> None:
+    """Peak memory of drawing blocks in a fresh process, over what the imports took."""
+    code = (
+        "import resource\n"
+        "from airlam.datasets.catalog import packaged_spec\n"
+        "from airlam.datasets.generate import drops_per_block\n"
+        "from airlam.datasets.synthesis import draw_drops\n"
+        "spec = packaged_spec('llm4cp_uma_omni')\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for seed in range(3): draw_drops(spec, seed, drops_per_block(spec))\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    spec = packaged_spec("llm4cp_uma_omni")
+    tables = 100 * 2**20  # torch and Sionna on first use, part of PROCESS_BYTES
+    assert int(done.stdout) <= tables + drops_per_block(spec) * working_bytes_per_drop(spec)
+
+
+def test_nothing_in_the_file_depends_on_the_clock(whole: Path) -> None:
+    with h5py.File(whole) as file:
+        assert h5py.h5o.get_info(file["train/h_freq"].id).mtime == 0

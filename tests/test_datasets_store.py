@@ -1,0 +1,213 @@
+"""The dataset file: read back exactly, in any order, from any process; anything else is one clear line."""
+
+import dataclasses
+import os
+import pickle
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from airlam.datasets.catalog import packaged_spec
+from airlam.datasets.layout import FIELDS, SPLITS, drop_bytes, drop_shape, write_dataset
+from airlam.datasets.store import ChannelDataset
+from airlam.errors import DataError
+from airlam.radio.channel import ChannelBatch
+from airlam.specs import DatasetSpec, SplitSizes
+
+SPEC = dataclasses.replace(
+    packaged_spec("quickstart"), drops=SplitSizes(train=11, validation=0, test=3), shard_drops=4
+)
+
+
+def random_batch(spec: DatasetSpec, num_drops: int, seed: int = 1) -> ChannelBatch:
+    """Drops with nothing in common with a channel but their shapes."""
+    generator = torch.Generator().manual_seed(seed)
+    users = (num_drops, spec.num_users)
+    return ChannelBatch(
+        h_freq=torch.randn((num_drops, *drop_shape(spec)), dtype=torch.complex64, generator=generator),
+        direction=spec.channel.direction,
+        speed_m_per_s=torch.rand(users, generator=generator),
+        position_m=torch.rand(*users, 3, generator=generator),
+        los=torch.rand(users, generator=generator) < 0.5,
+        path_loss_db=torch.rand(users, generator=generator),
+    )
+
+
+@pytest.fixture
+def train() -> ChannelBatch:
+    return random_batch(SPEC, 11)
+
+
+@pytest.fixture
+def path(tmp_path: Path, train: ChannelBatch) -> Path:
+    file = tmp_path / "set.h5"
+    write_dataset(file, SPEC, {"train": train, "test": random_batch(SPEC, 3, seed=2)}, "a test")
+    return file
+
+
+def test_any_order_reads_what_was_written(path: Path, train: ChannelBatch) -> None:
+    with ChannelDataset.open(path) as dataset:
+        assert dataset.spec == SPEC
+        assert [dataset.num_drops(split) for split in SPLITS] == [11, 0, 3]
+        for indices in (
+            np.array([7, 0, 10, 3, 3]),
+            np.arange(11),
+            np.array([5]),
+            np.array([], np.int64),
+            slice(2, 9, 3),
+        ):
+            batch = dataset.batch("train", indices)
+            for name in FIELDS:
+                assert torch.equal(getattr(batch, name), getattr(train, name)[torch.arange(11)[indices]]), (
+                    name
+                )
+        assert batch.direction == "uplink"
+
+
+def test_parts_of_slots_and_subcarriers(path: Path, train: ChannelBatch) -> None:
+    with ChannelDataset.open(path) as dataset:
+        batch = dataset.batch("train", np.array([4, 1]), slots=slice(3, 7), subcarriers=slice(0, 24, 5))
+    assert torch.equal(batch.h_freq, train.h_freq[[4, 1]][..., 3:7, 0:24:5])
+
+
+def test_small_fields_come_without_the_channels(path: Path, train: ChannelBatch) -> None:
+    assert torch.equal(ChannelDataset.open(path).field("train", "speed_m_per_s"), train.speed_m_per_s)
+
+
+def test_beyond_the_split_is_an_index_error(path: Path) -> None:
+    with ChannelDataset.open(path) as dataset, pytest.raises(IndexError):
+        dataset.batch("train", np.array([11]))
+
+
+def test_an_unknown_split_is_named(path: Path) -> None:
+    with ChannelDataset.open(path) as dataset, pytest.raises(DataError, match="'training'; expected one of"):
+        dataset.batch("training", np.array([0]))
+
+
+def test_a_dataset_travels_by_pickle_and_reopens(path: Path, train: ChannelBatch) -> None:
+    dataset = ChannelDataset.open(path)
+    dataset.batch("train", np.array([0]))
+    copy = pickle.loads(pickle.dumps(dataset))
+    dataset.close()
+    assert torch.equal(copy.batch("train", np.array([6])).h_freq, train.h_freq[[6]])
+    assert torch.equal(dataset.batch("train", np.array([6])).h_freq, train.h_freq[[6]])
+    copy.close()
+    dataset.close()
+
+
+def test_other_processes_read_the_same(path: Path, train: ChannelBatch, tmp_path: Path) -> None:
+    with ChannelDataset.open(path) as dataset:
+        dataset.batch("train", np.array([0]))  # the file is open when the process forks
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(writer, dataset.batch("train", np.array([9, 2])).h_freq.numpy().tobytes()[:1000])
+            os._exit(0)
+        os.waitpid(child, 0)
+        ours = dataset.batch("train", np.array([9, 2])).h_freq
+    assert os.read(reader, 1000) == ours.numpy().tobytes()[:1000]
+    os.close(reader)
+    os.close(writer)
+    assert torch.equal(ours, train.h_freq[[9, 2]])
+
+
+def test_the_file_explains_itself(path: Path) -> None:
+    with h5py.File(path) as file:
+        h_freq = file["train/h_freq"]
+        assert [axis.label for axis in h_freq.dims] == list(FIELDS["h_freq"].axes)
+        assert h_freq.chunks == (1, *drop_shape(SPEC)) and h_freq.dtype == np.complex64
+        assert all("unit" in file[f"train/{name}"].attrs for name in FIELDS)
+        assert 'name = "quickstart"' in file.attrs["spec"]
+        assert {"version_airlam", "version_torch", "version_numpy"} <= set(file.attrs)
+        assert len(file["train/shard_sha256"]) == 3 and len(file["train/shard_seed"]) == 3
+
+
+def test_a_file_holds_little_but_its_drops(path: Path) -> None:
+    assert path.stat().st_size < 14 * drop_bytes(SPEC) + 40_000
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not there"):
+        ChannelDataset.open(tmp_path / "none.h5")
+
+
+def test_a_truncated_file(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(DataError, match="cut short") as raised:
+        ChannelDataset.open(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    text = tmp_path / "text.h5"
+    text.write_text("speed, time\n1, 2\n")
+    with pytest.raises(DataError, match="no HDF5 file"):
+        ChannelDataset.open(text)
+
+
+def test_foreign_hdf5(tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign.h5"
+    with h5py.File(foreign, "w") as file:
+        file["H"] = np.zeros(3)
+    with pytest.raises(DataError, match="not a dataset of airlam"):
+        ChannelDataset.open(foreign)
+
+
+def test_a_missing_field(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["test/los"]
+    with pytest.raises(DataError, match="lacks test/los"):
+        ChannelDataset.open(path)
+
+
+def test_a_wrong_shape(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["train/h_freq"]
+        file["train/h_freq"] = np.zeros((11, 1, 16), np.complex64)
+    with pytest.raises(DataError, match="the spec says"):
+        ChannelDataset.open(path)
+
+
+def test_a_compressed_field(path: Path, train: ChannelBatch) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["train/h_freq"]
+        file.create_dataset(
+            "train/h_freq", data=train.h_freq.numpy(), chunks=(1, *drop_shape(SPEC)), compression="gzip"
+        )
+    with pytest.raises(DataError, match="h5repack"):
+        ChannelDataset.open(path)
+
+
+def test_another_format_version(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file.attrs["format_version"] = 99
+    with pytest.raises(DataError, match="format version 99"):
+        ChannelDataset.open(path)
+
+
+def test_a_damaged_spec(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file.attrs["spec"] = "nam = 3"
+    with pytest.raises(DataError, match="no readable spec"):
+        ChannelDataset.open(path)
+
+
+def test_a_file_cut_while_it_is_open(path: Path) -> None:
+    with ChannelDataset.open(path) as dataset:
+        os.truncate(path, 10_000)
+        with pytest.raises(DataError, match="ends within a drop"):
+            dataset.batch("train", np.arange(11))
+
+
+def test_sizes_must_be_the_specs(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="train has 2 drops where the spec says 11"):
+        write_dataset(tmp_path / "x.h5", SPEC, {"train": random_batch(SPEC, 2)}, "a test")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_file_is_kept(path: Path, train: ChannelBatch) -> None:
+    with pytest.raises(DataError, match="exists"):
+        write_dataset(path, SPEC, {"train": train, "test": random_batch(SPEC, 3)}, "a test")

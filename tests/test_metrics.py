@@ -1,0 +1,131 @@
+"""Averages against hand-made numbers, intervals against their coverage, rate and correlation at limits."""
+
+import math
+
+import pytest
+import torch
+
+from airlam.errors import DataError
+from airlam.radio.metrics import (
+    LinkErrors,
+    compare_nmse,
+    correlation,
+    link_errors,
+    matched_filter_rate,
+    noisy_target,
+    summarise_by_group,
+    summarise_nmse,
+)
+
+
+def _errors(error: list[list[float]], energy: list[list[float]]) -> LinkErrors:
+    return LinkErrors(
+        error=torch.tensor(error, dtype=torch.float64), energy=torch.tensor(energy, dtype=torch.float64)
+    )
+
+
+def _channel(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_averages_differ_as_they_should() -> None:
+    errors = _errors([[1.0, 1.0], [0.0, 3.0], [1.0, 0.0]], [[1.0, 1.0], [10.0, 20.0], [1.0, 3.0]])
+    summary = summarise_nmse(errors)
+    assert summary.pooled.value == pytest.approx(6 / 36)
+    assert summary.mean.value == pytest.approx((1 + 0.1 + 0.25) / 3)
+    assert summary.median.value == pytest.approx(0.25)
+    assert summary.per_step == pytest.approx((2 / 12, 4 / 24))
+    assert summary.to_dict()["pooled"]["value"] == summary.pooled.value
+
+
+def test_zero_prediction_scores_one_and_truth_scores_zero() -> None:
+    h = _channel(3, 2, 1, 4, 5)
+    torch.testing.assert_close(link_errors(torch.zeros_like(h), h).ratio, torch.ones(3, dtype=torch.float64))
+    assert float(link_errors(h, h).error.sum()) == 0.0
+
+
+def test_noisy_targets_put_a_floor_under_the_truth() -> None:
+    h = _channel(4, 4, 1, 32, 48)
+    noisy = noisy_target(h, torch.full((4,), 10**-1.8), torch.Generator().manual_seed(1))
+    floor = float(summarise_nmse(link_errors(h, noisy)).pooled.value)
+    assert floor == pytest.approx(10**-1.8 / (1 + 10**-1.8), rel=0.02)  # 0.0156
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for seed in range(200):
+        ratio = -torch.rand(80, 1, generator=generator, dtype=torch.float64).log()  # exponential, mean 1
+        interval = summarise_nmse(
+            LinkErrors(error=ratio, energy=torch.ones_like(ratio)), num_resamples=300, seed=seed
+        ).mean
+        covered += interval.low <= 1.0 <= interval.high
+    assert 0.88 <= covered / 200 <= 0.98
+
+
+def test_paired_comparison_is_far_tighter_than_two_intervals() -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = torch.rand(200, 1, generator=generator, dtype=torch.float64) ** 4 + 1e-3
+    energy = torch.ones_like(base)
+    reference = LinkErrors(error=base, energy=energy)
+    method = LinkErrors(error=0.9 * base, energy=energy)
+    comparison = compare_nmse(method, reference)
+    assert comparison.pooled.value == pytest.approx(0.9)
+    assert comparison.pooled.high - comparison.pooled.low < 1e-9
+    assert comparison.improved_share.value == 1.0
+    own = summarise_nmse(reference).pooled
+    assert own.high - own.low > 0.1 * own.value
+
+
+def test_same_seed_same_interval_and_link_order_does_not_change_the_value() -> None:
+    errors = link_errors(_channel(20, 2, 1, 2, 3), _channel(20, 2, 1, 2, 3, seed=1))
+    assert summarise_nmse(errors, seed=3) == summarise_nmse(errors, seed=3)
+    turned = errors.select(torch.arange(19, -1, -1))
+    assert summarise_nmse(turned).mean.value == pytest.approx(summarise_nmse(errors).mean.value)
+
+
+def test_groups_are_summaries_of_their_links() -> None:
+    errors = link_errors(_channel(6, 2, 1, 2, 3), _channel(6, 2, 1, 2, 3, seed=1))
+    speed = torch.tensor([10.0, 20.0, 10.0, 20.0, 10.0, 20.0])
+    groups = summarise_by_group(errors, speed)
+    assert list(groups) == [10.0, 20.0]
+    assert groups[10.0] == summarise_nmse(errors.select(speed == 10.0))
+    whole = LinkErrors.concatenate([errors.select(speed == s) for s in (10.0, 20.0)])
+    assert summarise_nmse(whole).pooled.value == pytest.approx(summarise_nmse(errors).pooled.value)
+
+
+def test_correlation_and_rate_ignore_phase_and_scale() -> None:
+    h = _channel(3, 2, 1, 8, 5)
+    turned = 3.0 * torch.exp(1j * torch.rand(3, 2, 1, 1, 5)) * h
+    torch.testing.assert_close(correlation(turned, h), torch.ones(3, 2, dtype=torch.float64))
+    torch.testing.assert_close(matched_filter_rate(turned, h, 10.0), matched_filter_rate(h, h, 10.0))
+    assert float(correlation(torch.zeros_like(h), h).max()) == 0.0
+
+
+def test_rate_closed_form_with_flat_channel_and_several_user_antennas() -> None:
+    flat = torch.ones(1, 1, 2, 8, 3, dtype=torch.complex64)  # rank one, gain 2 x 8
+    rate = matched_filter_rate(flat, flat, 10.0)
+    assert float(rate) == pytest.approx(math.log2(1 + 10 * 16))
+    h = _channel(5, 2, 2, 8, 3)
+    stale = matched_filter_rate(_channel(5, 2, 2, 8, 3, seed=9), h, 10.0)
+    assert bool((stale < matched_filter_rate(h, h, 10.0)).all())
+
+
+@pytest.mark.parametrize(
+    ("estimate", "truth", "message"),
+    [
+        (torch.zeros(1, 2, 1, 1, 1), torch.zeros(1, 1, 1, 1, 1), "shapes must agree"),
+        (torch.full((1, 1, 1, 1, 1), torch.nan), torch.ones(1, 1, 1, 1, 1), "NaN"),
+        (torch.ones(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1, 1), "no energy"),
+    ],
+)
+def test_bad_input_is_refused(estimate: torch.Tensor, truth: torch.Tensor, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        link_errors(estimate.to(torch.complex64), truth.to(torch.complex64))
+
+
+def test_comparison_of_different_links_is_refused() -> None:
+    with pytest.raises(DataError, match="same links"):
+        compare_nmse(_errors([[1.0]], [[1.0]]), _errors([[1.0]], [[2.0]]))
+    with pytest.raises(DataError, match="one label a link"):
+        summarise_by_group(_errors([[1.0]], [[1.0]]), torch.zeros(2))
