@@ -209,13 +209,17 @@ def _draw_missing(spec: DatasetSpec, parts: Path, shards: list[Shard], on_progre
         on_progress("drops", total, total, "")
 
 
-def _draw_blocks(spec: DatasetSpec, shard: Shard) -> Iterator[dict[str, NDArray[Any]]]:
-    """A shard's drops in blocks, each from a seed of its own."""
+def plan_blocks(spec: DatasetSpec, shard: Shard) -> list[tuple[int, int]]:
+    """Seed and number of drops of each block of a shard; ``draw_drops`` of them gives the stored drops."""
     block = drops_per_block(spec)
     num_blocks = math.ceil(shard.num_drops / block)
     seeds = np.random.SeedSequence(shard.seed).generate_state(num_blocks, np.uint64).tolist()
-    for index, seed in enumerate(seeds):
-        yield batch_arrays(draw_drops(spec, seed, min(block, shard.num_drops - index * block)))
+    return [(seed, min(block, shard.num_drops - index * block)) for index, seed in enumerate(seeds)]
+
+
+def _draw_blocks(spec: DatasetSpec, shard: Shard) -> Iterator[dict[str, NDArray[Any]]]:
+    for seed, num_drops in plan_blocks(spec, shard):
+        yield batch_arrays(draw_drops(spec, seed, num_drops))
 
 
 def _assemble(spec: DatasetSpec, path: Path, parts: Path, shards: list[Shard]) -> None:

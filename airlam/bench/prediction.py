@@ -1,0 +1,239 @@
+"""Every predictor on the same drops: LLM4CP's setting made with Sionna, or foreign data scored as published.
+
+Classical predictors are fitted and tuned on training drops, learned ones were trained on others (see
+``airlam.bench.trained``); all are measured on the same test drops with the same noise. "Best" of a kind is
+the best on the test drops themselves, so the comparison favours whoever is compared with the LAM.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from airlam.bench import trained
+from airlam.datasets.exchange import ForeignLinks, load_quadriga
+from airlam.datasets.generate import plan_blocks, plan_shards
+from airlam.datasets.store import ChannelDataset
+from airlam.datasets.synthesis import draw_drops_with_rays
+from airlam.errors import DataError
+from airlam.radio.channel import PredictionSetting
+from airlam.radio.metrics import LinkErrors, compare_nmse, summarise_nmse
+from airlam.radio.prediction import classical_predictors
+from airlam.radio.prediction.base import Predictor, TrainingLinks
+from airlam.radio.prediction.genie import genie_bound
+from airlam.tasks.channel_prediction import DatasetLinks, Progress
+from airlam.tasks.comparison import Comparison, compare, training_links
+from airlam.units import KMH_PER_M_PER_S, db_to_linear
+
+SNRS_DB = (0.0, 10.0, 20.0, 30.0)
+PUBLISHED_SNR_DB = 18.0  # of LLM4CP's tables
+GENIE_DROPS = 32  # the bound takes seconds a drop
+BOUND = "genie"
+
+
+def run(*, quick: bool, train: bool, data: Path | None, on_progress: Progress) -> dict[str, Any]:
+    """The table on Sionna's two settings, or on ``data``; ``train`` makes the models anew first."""
+    scale = trained.QUICK if quick else trained.FULL
+    folder = trained.train_models(scale, on_progress) if train else trained.models_folder(scale)
+    card = trained.read_card(folder)
+    parts = (
+        [_sionna(setting, scale, folder, on_progress) for setting in trained.SETTINGS]
+        if data is None
+        else [_foreign(data, folder, on_progress)]
+    )
+    figures = {name: value for part in parts for name, value in part["figures"].items()}
+    settings = {"models": "made anew in the cache" if folder != trained.shipped_folder() else "shipped"}
+    return {
+        "settings": {**settings, "card": card, "data": [part["settings"] for part in parts]},
+        "figures": figures,
+        "rows": [row for part in parts for row in part["rows"]],
+    }
+
+
+def _sionna(setting: str, scale: trained.Scale, folder: Path, on_progress: Progress) -> dict[str, Any]:
+    """One of the settings that Sionna draws: at each SNR, and as published at 18 dB below the set's power."""
+    with trained.cached_dataset(setting, scale, "test", on_progress) as dataset:
+        fitting = DatasetLinks(dataset, "train", trained.PREDICTION)
+        test = DatasetLinks(dataset, "test", trained.PREDICTION)
+        on_progress(f"{setting}: fitting the classical predictors", 0, 1, "")
+        classical = classical_predictors(test.setting, training_links(fitting, scale.fit, seed=1))
+        learned = trained.load_models(folder, test.setting)
+        everyone = [*classical, *learned]
+        comparison = compare(everyone, test, SNRS_DB, on_progress)
+        power = float(test.read(np.arange(len(test))).abs().square().mean())
+        published = compare(everyone, test, [PUBLISHED_SNR_DB], on_progress, set_power=power)
+        genie = _genie(dataset, test.setting, min(GENIE_DROPS, len(test)), on_progress)
+    names = [predictor.name for predictor in classical]
+    figures = {f"{setting}.{name}": value for name, value in _contest(comparison, names).items()}
+    figures |= {f"{setting}.{snr:g}db.genie": nmse for snr, nmse in genie.items()}
+    figures |= {
+        f"{setting}.as_published.{n}": v for n, v in _pooled(published, PUBLISHED_SNR_DB, True).items()
+    }
+    sizes = trained.trainable_of(learned)
+    rows = [
+        *_rows(setting, comparison, names, sizes),
+        *_rows(f"{setting}, noise against the set's power", published, names, sizes),
+        *(
+            {"setting": setting, "snr_db": snr, "predictor": BOUND, "nmse_mean": v}
+            for snr, v in genie.items()
+        ),
+    ]
+    about = {
+        "setting": setting,
+        "dataset": dataset.spec.name,
+        "test_drops": len(test),
+        "fitting_drops": len(fitting),
+        "seed": dataset.spec.seed,
+        "genie_drops": min(GENIE_DROPS, len(test)),
+        "nmse": "pooled over links, against the clean channel; genie: mean of expected ratios",
+    }
+    return {"figures": figures, "rows": rows, "settings": about}
+
+
+def _genie(
+    dataset: ChannelDataset, setting: PredictionSetting, num_drops: int, on_progress: Progress
+) -> dict[float, float]:
+    """Mean over the first test drops of the NMSE that knowing every ray but its amplitude would leave."""
+    shard = next(shard for shard in plan_shards(dataset.spec) if shard.split == "test")
+    nmse: list[torch.Tensor] = []
+    for seed, size in plan_blocks(dataset.spec, shard):
+        batch, rays = draw_drops_with_rays(dataset.spec, seed, size)
+        stored = dataset.batch("test", np.arange(len(nmse), len(nmse) + size)).h_freq
+        if not torch.equal(stored, batch.h_freq):
+            raise DataError(f"{dataset.path} was drawn by other software; remove it to have it drawn anew")
+        histories = batch.links()[:, 0, : setting.num_history]  # [size, slots, 1, ports, subcarriers]
+        for drop, history in zip(rays, histories, strict=True):
+            power = float(history.abs().square().mean())
+            levels = [power * db_to_linear(-snr) for snr in SNRS_DB]
+            nmse.append(genie_bound(drop, levels, setting).nmse)
+            on_progress("genie bound", len(nmse), num_drops, "")
+            if len(nmse) == num_drops:
+                return dict(zip(SNRS_DB, torch.stack(nmse).mean(0).tolist(), strict=True))
+    raise DataError(f"the first test shard holds fewer than {num_drops} drops")
+
+
+def _contest(comparison: Comparison, classical: Sequence[str]) -> dict[str, float]:
+    """Pooled NMSE of the LAM, the best classical predictor and the best learned peer at every SNR."""
+    figures: dict[str, float] = {}
+    for snr_db, scored in comparison.scored.items():
+        pooled = _pooled(comparison, snr_db, False)
+        best = comparison.best(classical, snr_db)
+        peer = comparison.best(trained.PEERS, snr_db)
+        ratio = compare_nmse(scored[trained.LAM].clean, scored[best].clean).pooled
+        figures |= {
+            f"{snr_db:g}db.lam": pooled[trained.LAM],
+            f"{snr_db:g}db.best_classical": pooled[best],
+            f"{snr_db:g}db.best_learned_peer": pooled[peer],
+            f"{snr_db:g}db.lam_over_best_classical": ratio.value,
+            f"{snr_db:g}db.lam_over_best_classical_low": ratio.low,
+            f"{snr_db:g}db.lam_over_best_classical_high": ratio.high,
+        }
+    return figures
+
+
+def _pooled(comparison: Comparison, snr_db: float, noisy: bool) -> dict[str, float]:
+    scored = comparison.scored[snr_db]
+    errors = {name: each.noisy if noisy else each.clean for name, each in scored.items()}
+    return {name: float(e.error.sum() / e.energy.sum()) for name, e in errors.items()}
+
+
+def _rows(
+    setting: str, comparison: Comparison, classical: Sequence[str], trainable: dict[str, int]
+) -> list[dict[str, Any]]:
+    """The full table: one row a predictor and SNR."""
+    rows = []
+    for snr_db, scored in comparison.scored.items():
+        for name, each in scored.items():
+            kind = "classical" if name in classical else "lam" if name == trained.LAM else "learned"
+            rows.append(
+                {
+                    "setting": setting,
+                    "snr_db": snr_db,
+                    "predictor": name,
+                    "kind": kind,
+                    "clean_target": summarise_nmse(each.clean).to_dict(),
+                    "noisy_target_pooled": dataclasses.asdict(summarise_nmse(each.noisy).pooled),
+                    "trainable_parameters": trainable.get(name),
+                    "ms_per_link": 1000 * comparison.seconds_per_link[name],
+                }
+            )
+    return rows
+
+
+class ForeignSource:
+    """Foreign links as a source for comparisons: history and future, one after the other in time."""
+
+    def __init__(self, links: ForeignLinks) -> None:
+        self.setting = links.setting("tdd")
+        self._links = links
+
+    def __len__(self) -> int:
+        return len(self._links.history)
+
+    def read(self, indices: np.ndarray) -> torch.Tensor:
+        """complex64 [num_indices, num_slots, num_user_ant, num_bs_ant, num_subcarriers]."""
+        chosen = torch.from_numpy(indices)
+        return torch.cat([self._links.history[chosen], self._links.future_tdd[chosen]], dim=1)
+
+    def speeds_m_per_s(self, indices: np.ndarray) -> torch.Tensor:
+        """float32 [num_indices]."""
+        return self._links.speed_m_per_s[torch.from_numpy(indices)]
+
+
+def _foreign(path: Path, folder: Path, on_progress: Progress) -> dict[str, Any]:
+    """LLM4CP's table on a QuaDRiGa set: noise 18 dB below the set's power on history and target.
+
+    Classical predictors are fitted on the set of the same name with ``dev`` or ``test`` replaced by ``train``
+    beside it. The learned ones have seen Sionna's channels only.
+    """
+    test = ForeignSource(load_quadriga(path))
+    beside = path.with_name(path.name.replace("_dev", "_train").replace("_test", "_train"))
+    if beside == path or not beside.exists():
+        raise DataError(
+            f"{beside} is not there; classical predictors are fitted on it: give a *_dev.npz or *_test.npz "
+            "with its *_train.npz beside it"
+        )
+    fitting = load_quadriga(beside)
+    on_progress("data: fitting the classical predictors", 0, 1, "")
+    training = TrainingLinks(history=fitting.history, future=fitting.future_tdd)
+    classical: list[Predictor] = classical_predictors(test.setting, training)
+    learned = trained.load_models(folder, test.setting)
+    power = float(test.read(np.arange(len(test)))[:, : test.setting.num_history].abs().square().mean())
+    comparison = compare([*classical, *learned], test, [PUBLISHED_SNR_DB], on_progress, set_power=power)
+    names = [predictor.name for predictor in classical]
+    rows = _rows("data", comparison, names, trained.trainable_of(learned))
+    figures = {f"data.{name}": value for name, value in _contest(comparison, names).items()}
+    for target in ("as_published", "clean"):
+        for name, each in comparison.scored[PUBLISHED_SNR_DB].items():
+            errors = each.noisy if target == "as_published" else each.clean
+            by_speed = _by_speed(errors, comparison.speed_m_per_s)
+            figures[f"data.{target}.{name}"] = float(np.mean(list(by_speed.values())))
+            rows += [
+                {
+                    "setting": "data",
+                    "scoring": target,
+                    "predictor": name,
+                    "speed_kmh": speed,
+                    "nmse_pooled": value,
+                }
+                for speed, value in by_speed.items()
+            ]
+    about = {
+        "setting": "data",
+        "file": path.name,
+        "fitting_file": beside.name,
+        "test_drops": len(test),
+        "nmse": "pooled over the links of each speed, then the mean over speeds",
+        "learned": "trained on Sionna's channels only, tested here as they are",
+    }
+    return {"figures": figures, "rows": rows, "settings": about}
+
+
+def _by_speed(errors: LinkErrors, speed_m_per_s: torch.Tensor) -> dict[int, float]:
+    """Pooled NMSE of each speed in km/h."""
+    speed_kmh = (speed_m_per_s * KMH_PER_M_PER_S).round().int()
+    chosen = {speed: errors.select(speed_kmh == speed) for speed in sorted(set(speed_kmh.tolist()))}
+    return {speed: float(part.error.sum() / part.energy.sum()) for speed, part in chosen.items()}
