@@ -6,7 +6,7 @@ from pathlib import Path
 
 from airlam.datasets.catalog import packaged_spec
 from airlam.datasets.generate import generate
-from airlam.report import EvaluationResult
+from airlam.results import EvaluationResult
 from airlam.specs import RunSpec, parse_spec
 from airlam.tasks.channel_prediction import Progress
 from airlam.tasks.evaluation import evaluate

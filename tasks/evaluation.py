@@ -13,15 +13,8 @@ from airlam.datasets.store import ChannelDataset
 from airlam.radio.metrics import LinkErrors, compare_nmse, summarise_nmse
 from airlam.radio.prediction import classical_predictors
 from airlam.radio.prediction.base import Predictor
-from airlam.report import (
-    CostRow,
-    EvaluationResult,
-    GainRow,
-    Method,
-    PredictionRow,
-    TrainingRow,
-    write_report,
-)
+from airlam.report import write_report
+from airlam.results import CostRow, EvaluationResult, GainRow, Method, PredictionRow, TrainingRow
 from airlam.specs import RunSpec
 from airlam.tasks.channel_prediction import DatasetLinks, LamPredictor, Progress
 from airlam.tasks.comparison import BATCH_LINKS, Comparison, compare, observe, training_links

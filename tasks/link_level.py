@@ -48,7 +48,7 @@ from sionna.phy.ofdm import (
 
 from airlam.errors import DataError, SpecError
 from airlam.radio.precoding import effective_channel, regularized_zero_forcing, sum_rate_bit_per_s_per_hz
-from airlam.report import TARGET_BLER, GainRow, LinkRow
+from airlam.results import TARGET_BLER, GainRow, LinkRow
 from airlam.specs import LinkSpec, spec_to_dict
 from airlam.units import db_to_linear
 

@@ -19,6 +19,7 @@ FORBIDDEN = {
     "airlam/tokens": ("airlam.model", "airlam.training", "transformers", "peft", *UPPER),
     "airlam/model": ("airlam.training", *UPPER),
     "airlam/training": UPPER,
+    "airlam/results.py": ("torch", "airlam.radio", "airlam.model", "airlam.training", *UPPER),
     "airlam/report.py": ("airlam.model", "airlam.training", *UPPER),
     "datasets": ("airlam.tokens", "airlam.model", "airlam.training", "airlam.tasks", "airlam.cli"),
     "tasks": ("airlam.cli", "airlam.bench"),

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from airlam.errors import DataError, SpecError
-from airlam.report import (
+from airlam.report import render_html, text_table, write_report
+from airlam.results import (
     CostRow,
     EvaluationResult,
     GainRow,
@@ -19,9 +20,6 @@ from airlam.report import (
     PredictionRow,
     TrainingRow,
     headline,
-    render_html,
-    text_table,
-    write_report,
 )
 
 NMSE = {"hold": 0.5, "ls": 0.04, "lstm": 0.1, "lam": 0.02, "genie": 0.005}
