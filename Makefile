@@ -40,7 +40,7 @@ lint: $(VENV)/.dev
 
 # two processes of one thread each: the tests are many and small
 test: lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q --numprocesses 2
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q --numprocesses 2 --dist loadfile
 
 clean:
 	rm -rf $(VENV) build *.egg-info

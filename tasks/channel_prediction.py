@@ -26,6 +26,10 @@ CHUNK_SAMPLES = 128  # tokenised and written at a time, so that a killed run los
 Progress = Callable[[str, int, int, str], None]
 
 
+def quiet(what: str, done: int, total: int, detail: str = "") -> None:
+    """Progress that goes nowhere."""
+
+
 class LinkSource(Protocol):
     """Clean links of one split, and what they are for."""
 

@@ -8,7 +8,7 @@ from airlam.datasets.catalog import packaged_spec
 from airlam.datasets.generate import generate
 from airlam.results import EvaluationResult
 from airlam.specs import RunSpec, parse_spec
-from airlam.tasks.channel_prediction import Progress
+from airlam.tasks.channel_prediction import Progress, quiet
 from airlam.tasks.evaluation import evaluate
 from airlam.tasks.runs import finetune
 
@@ -18,12 +18,14 @@ def packaged_run(name: str) -> RunSpec:
     return parse_spec(RunSpec, files("airlam.tasks").joinpath(f"{name}.toml").read_text(), f"{name}.toml")
 
 
-def run_demo(output: Path, quick: bool, on_progress: Progress) -> tuple[EvaluationResult, Path]:
+def run_demo(
+    output: Path, small: bool = False, on_progress: Progress = quiet
+) -> tuple[EvaluationResult, Path]:
     """Draws channels, fine-tunes, evaluates; returns the result and the run's folder.
 
     What is already in ``output`` is not made again, so an interrupted demo goes on.
     """
-    run = packaged_run("demo_quick" if quick else "demo")
+    run = packaged_run("demo_quick" if small else "demo")
     data = output / run.dataset
     if not data.exists():
         generate(packaged_spec(data.stem), data, on_progress=on_progress)

@@ -16,7 +16,7 @@ from airlam.radio.prediction.base import Predictor
 from airlam.report import write_report
 from airlam.results import CostRow, EvaluationResult, GainRow, Method, PredictionRow, TrainingRow
 from airlam.specs import RunSpec
-from airlam.tasks.channel_prediction import DatasetLinks, LamPredictor, Progress
+from airlam.tasks.channel_prediction import DatasetLinks, LamPredictor, Progress, quiet
 from airlam.tasks.comparison import BATCH_LINKS, Comparison, compare, observe, training_links
 from airlam.tasks.runs import load_lam, read_run, run_to_dict, summary_of
 from airlam.training.loop import METRICS_FILE
@@ -63,10 +63,6 @@ NOTES = (
     "alone among the classical methods.",
     "Intervals are 95 % bootstrap intervals over links; differences are paired.",
 )
-
-
-def quiet(what: str, done: int, total: int, detail: str = "") -> None:
-    """Progress that goes nowhere."""
 
 
 def evaluate(folder: Path, link: bool = True, on_progress: Progress = quiet) -> EvaluationResult:

@@ -35,6 +35,7 @@ from airlam.tasks.channel_prediction import (
     NoisyViews,
     Progress,
     prediction_loss,
+    quiet,
     tokenise_views,
     with_reference,
 )
@@ -60,7 +61,7 @@ def lam_for(spec: ModelSpec, setting: PredictionSetting, seed: int) -> LAM:
     return build_lam(spec, paths, lambda width: PathHead(setting, width), seed=seed)
 
 
-def finetune(spec: RunSpec, base: Path, output: Path, on_progress: Progress) -> Path:
+def finetune(spec: RunSpec, base: Path, output: Path, on_progress: Progress = quiet) -> Path:
     """Fine-tunes a LAM and returns the run's folder, ``output / spec.name``.
 
     The spec's dataset is relative to ``base``. A run that was killed goes on from its last checkpoint, a
@@ -111,6 +112,7 @@ def tune(
     summary = fit(
         lam,
         prediction_loss,
+        quiet,
         samples["train"],
         samples["validation"],
         training,

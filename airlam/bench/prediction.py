@@ -30,7 +30,6 @@ from airlam.units import KMH_PER_M_PER_S, db_to_linear
 
 SNRS_DB = (0.0, 10.0, 20.0, 30.0)
 PUBLISHED_SNR_DB = 18.0  # of LLM4CP's tables
-GENIE_DROPS = 32  # the bound takes seconds a drop
 BOUND = "genie"
 
 
@@ -65,7 +64,7 @@ def _sionna(setting: str, scale: trained.Scale, folder: Path, on_progress: Progr
         comparison = compare(everyone, test, SNRS_DB, on_progress)
         power = float(test.read(np.arange(len(test))).abs().square().mean())
         published = compare(everyone, test, [PUBLISHED_SNR_DB], on_progress, set_power=power)
-        genie = _genie(dataset, test.setting, min(GENIE_DROPS, len(test)), on_progress)
+        genie = _genie(dataset, test.setting, scale.genie, on_progress)
     names = [predictor.name for predictor in classical]
     figures = {f"{setting}.{name}": value for name, value in _contest(comparison, names).items()}
     figures |= {f"{setting}.{snr:g}db.genie": nmse for snr, nmse in genie.items()}
@@ -87,7 +86,7 @@ def _sionna(setting: str, scale: trained.Scale, folder: Path, on_progress: Progr
         "test_drops": len(test),
         "fitting_drops": len(fitting),
         "seed": dataset.spec.seed,
-        "genie_drops": min(GENIE_DROPS, len(test)),
+        "genie_drops": scale.genie,
         "nmse": "pooled over links, against the clean channel; genie: mean of expected ratios",
     }
     return {"figures": figures, "rows": rows, "settings": about}

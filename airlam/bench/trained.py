@@ -69,17 +69,21 @@ class Scale:
     train: int  # drops a setting that models are trained on
     fit: int  # drops a setting that classical predictors are fitted on
     test: int
+    genie: int  # of the test drops; the bound takes a second each
     lam: TrainingSpec
     peer: TrainingSpec
     model: ModelSpec
     name: str
 
 
-FULL = Scale(train=4096, fit=512, test=512, lam=LAM_TRAINING, peer=PEER_TRAINING, model=MODEL, name="full")
+FULL = Scale(
+    train=4096, fit=512, test=512, genie=64, lam=LAM_TRAINING, peer=PEER_TRAINING, model=MODEL, name="full"
+)
 QUICK = Scale(
     train=32,
     fit=32,
     test=16,
+    genie=2,
     lam=dataclasses.replace(LAM_TRAINING, num_steps=4, num_samples=32, batch_size=8),
     peer=dataclasses.replace(PEER_TRAINING, num_steps=4, num_samples=32, batch_size=4),
     model=dataclasses.replace(MODEL, backbone="small", num_layers=1, num_paths=8),
