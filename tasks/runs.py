@@ -112,7 +112,6 @@ def tune(
     summary = fit(
         lam,
         prediction_loss,
-        quiet,
         samples["train"],
         samples["validation"],
         training,
