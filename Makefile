@@ -5,7 +5,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --c
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 export PYTHONSAFEPATH := 1# the checkout is no import path: ./datasets would hide Hugging Face datasets
 
-.PHONY: env demo test lint notebooks clean
+.PHONY: env demo test lint clean
 
 env: $(VENV)/.core
 

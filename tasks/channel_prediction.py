@@ -180,14 +180,15 @@ class NoisyViews:
         generators = [np.random.default_rng([self.seed, int(index)]) for index in indices]
         links = self.source.read(np.array([g.integers(len(self.source)) for g in generators]))
         clean = torch.stack([self._view(link, g) for link, g in zip(links, generators, strict=True)])
-        if self.num_ports is not None:
-            ports = [g.choice(clean.shape[3], self.num_ports, replace=False) for g in generators]
-            clean = torch.stack([link[:, :, chosen] for link, chosen in zip(clean, ports, strict=True)])
         history, future = split_links(clean, self.source.setting)
+        power = history.abs().square().mean(dim=(1, 2, 3, 4))  # [n], over all ports
+        if self.num_ports is not None:
+            ports = np.stack([g.choice(clean.shape[3], self.num_ports, replace=False) for g in generators])
+            chosen = torch.from_numpy(ports)[:, None, None, :, None]  # [n, 1, 1, num_ports, 1]
+            history, future = (torch.take_along_dim(part, chosen, dim=3) for part in (history, future))
         snr_db = torch.tensor(
             [g.uniform(self.spec.min_snr_db, self.spec.max_snr_db) for g in generators]
         ).float()
-        power = history.abs().square().mean(dim=(1, 2, 3, 4))  # [n]
         variance = power * 10 ** (-snr_db / 10)  # [n]
         noise = torch.stack([_complex_normal(history.shape[1:], g) for g in generators])
         noisy = history + noise * variance.sqrt().view(-1, 1, 1, 1, 1)

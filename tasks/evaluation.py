@@ -18,7 +18,7 @@ from airlam.results import CostRow, EvaluationResult, GainRow, Method, Predictio
 from airlam.specs import RunSpec
 from airlam.tasks.channel_prediction import DatasetLinks, LamPredictor, Progress, quiet
 from airlam.tasks.comparison import BATCH_LINKS, Comparison, compare, observe, training_links
-from airlam.tasks.runs import load_lam, read_run, run_to_dict, summary_of
+from airlam.tasks.runs import check_data, load_lam, read_run, run_to_dict, summary_of
 from airlam.training.loop import METRICS_FILE
 from airlam.training.metrics import read_metrics
 from airlam.units import KMH_PER_M_PER_S
@@ -59,9 +59,19 @@ NOTES = (
     "Train, validation and test are disjoint drops. All that is fitted or tuned saw training drops only; "
     "training stopped on validation drops.",
     "The best classical method is the best one on the test drops themselves, which favours it.",
+    "A user's NMSE in the figure of users is the geometric mean over the SNRs.",
+    "Intervals are 95 % bootstrap intervals, over test drops for prediction errors and over groups of users "
+    "on the link; differences are paired.",
+)
+PATH_NOTE = (
     "The LAM's head corrects Path-EB, a reconstruction of empirical-Bayes path prediction, which also stands "
-    "alone among the classical methods.",
-    "Intervals are 95 % bootstrap intervals over links; differences are paired.",
+    "alone among the classical methods."
+)
+LINK_NOTES = (
+    "On the link stand the last slot, the best classical prediction of those above, the LAM, and perfect "
+    "CSI. Users of single-user drops are grouped at random; each one's channel is scaled to unit mean power "
+    "(power control), and its first antenna receives.",
+    "More users than a small array can separate are simulated as they are: such settings are overloaded.",
 )
 
 
@@ -69,31 +79,42 @@ def evaluate(folder: Path, link: bool = True, on_progress: Progress = quiet) -> 
     """Measures the run in ``folder`` on its dataset's test drops; metrics.json and report.html go there."""
     spec = read_run(folder)
     with ChannelDataset.open(spec.dataset) as dataset:
+        check_data(folder, dataset)
         test = DatasetLinks(dataset, "test", spec.prediction)
+        if link:
+            from airlam.tasks.link_level import check_link
+
+            check_link(spec.link, len(test), dataset.spec.num_users, len(test.setting.target_frequencies_hz))
         lam = load_lam(folder, test.setting)
         training = training_links(
             DatasetLinks(dataset, "train", spec.prediction), MAX_TRAINING_LINKS, spec.training.seed
         )
         on_progress("fitting the classical predictors", 0, 1, "")
         classical = classical_predictors(test.setting, training)
-        snrs_db = np.linspace(spec.prediction.min_snr_db, spec.prediction.max_snr_db, 4).tolist()
+        ends = (spec.prediction.min_snr_db, spec.prediction.max_snr_db)
+        snrs_db = sorted(set(np.linspace(*ends, 4).tolist()))
         comparison = compare([*classical, lam], test, snrs_db, on_progress)
         names = [predictor.name for predictor in classical]
+        settings, notes = _settings(spec, dataset), list(NOTES)
+        if spec.model.tokenizer == "path":
+            notes.append(PATH_NOTE)
         parts: dict[str, Any] = {"gains": tuple(gain_rows(comparison, names))}
         if link:
             sent, best = send_over_link(spec, dataset, test, classical, lam, comparison, on_progress)
             parts["gains"] += tuple(sent.gain_rows(LAM, best))
             parts |= {"link": tuple(sent.rows()), "snr_db_at_target_bler": sent.snr_db_at_target_bler}
+            settings["link level"] = sent.settings
+            notes += LINK_NOTES
         result = EvaluationResult(
             task="channel prediction",
-            settings=_settings(spec, dataset),
+            settings=settings,
             methods=_methods(names, link),
             prediction=tuple(prediction_rows(comparison)),
             user_nmse=user_nmse(comparison, [*names, LAM]),
             training=_training_rows(folder),
             cost=tuple(_cost_rows(folder, comparison)),
             versions=software_versions(),
-            notes=NOTES,
+            notes=tuple(notes),
             **parts,
         )
     write_report(result, folder)
@@ -134,7 +155,7 @@ def prediction_rows(comparison: Comparison) -> list[PredictionRow]:
                     error=scored.clean.error[:, step : step + 1],
                     energy=scored.clean.energy[:, step : step + 1],
                 )
-                rows += _summary_rows(name, snr_db, f"step={step + 1}", part)[:1]
+                rows += _summary_rows(name, snr_db, f"step={step + 1}", part)
     return rows
 
 
@@ -163,7 +184,7 @@ def speed_groups(speed_m_per_s: torch.Tensor) -> dict[str, torch.Tensor]:
     for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         members = (speed_kmh >= low) & (speed_kmh < high)
         if members.any():
-            groups[f"speed_kmh={(low + high) / 2:.0f}"] = members
+            groups[f"speed_kmh={(low + high) / 2:.3g}"] = members
     return groups
 
 
@@ -276,7 +297,7 @@ def _cost_rows(folder: Path, comparison: Comparison) -> list[CostRow]:
         CostRow(method=LAM, quantity="parameters", value=float(summary["num_parameters"])),
         CostRow(method=LAM, quantity="trainable parameters", value=float(summary["num_trainable"])),
         CostRow(method=LAM, quantity="trainable share", value=100 * summary["trainable_share"], unit="%"),
-        CostRow(method=LAM, quantity="training", value=summary["seconds"], unit="s"),
+        CostRow(method=LAM, quantity="training, tokens made before", value=summary["seconds"], unit="s"),
         CostRow(
             method=LAM, quantity="training per sample", value=summary["flops_per_sample"] / 1e6, unit="MFLOP"
         ),

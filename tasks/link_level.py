@@ -20,7 +20,6 @@ Not simulated: scheduling, HARQ, link adaptation, cyclic prefix, delay of the CS
 themselves carry.
 """
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +51,6 @@ from airlam.results import TARGET_BLER, GainRow, LinkRow
 from airlam.specs import LinkSpec, spec_to_dict
 from airlam.units import db_to_linear
 
-Receiver = Literal["perfect", "dmrs"]
 Point = dict[str, np.ndarray]  # metric -> float64 [num_groups]
 METRICS = ("sum_rate_bit_per_s_per_hz", "ber", "bler", "throughput_bit_per_s_per_hz")
 
@@ -120,20 +118,6 @@ class LinkResult:
             for value, low, high in [_bootstrap(self.values[metric][m, s] - self.values[metric][r, s])]
         ]
 
-    def snr_gain_db(self, method: str, reference: str) -> float | None:
-        """How many dB less ``method`` needs than ``reference`` for ``TARGET_BLER``; None if unknown."""
-        own, other = (self.snr_db_at_target_bler[m] for m in (method, reference))
-        return None if own is None or other is None else other - own
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; an SNR that is not bracketed is null."""
-        return {
-            "settings": self.settings,
-            "rows": [dataclasses.asdict(row) for row in self.rows()],
-            "target_bler": TARGET_BLER,
-            "snr_db_at_target_bler": self.snr_db_at_target_bler,
-        }
-
     def _index(self, method: str) -> int:
         if method not in self.methods:
             raise SpecError(f"no method {method!r} in this result; it has {', '.join(self.methods)}")
@@ -168,13 +152,22 @@ def group_users(links: torch.Tensor, num_users: int, seed: int, users_per_drop: 
     return rearrange(first_antenna[chosen], "(g k) t m f -> g k t m f", k=num_users)
 
 
+def check_link(spec: LinkSpec, num_links: int, users_per_drop: int, num_subcarriers: int) -> None:
+    """SpecError now for what ``group_users`` and ``evaluate_link`` would refuse after long work."""
+    group_users(torch.empty(num_links, 0, 1, 0, 0), spec.num_users, 0, users_per_drop)
+    if spec.num_users > num_subcarriers:
+        raise SpecError(
+            f"{spec.num_users} users need as many subcarriers for DMRS, there are {num_subcarriers}"
+        )
+    _block_sizes(spec, (_NUM_OFDM_SYMBOLS - len(_DMRS_SYMBOLS)) * num_subcarriers)
+
+
 def evaluate_link(
     true: torch.Tensor,
     estimates: dict[str, torch.Tensor],
     spec: LinkSpec,
     seed: int = 1,
     on_progress: Callable[[float], None] | None = None,
-    receiver: Receiver = "perfect",
     groups_per_chunk: int = 16,
 ) -> LinkResult:
     """Simulates the downlink of the module's head with each method's CSI.
@@ -193,7 +186,7 @@ def evaluate_link(
     power = true.abs().square().mean(dim=(2, 3, 4), keepdim=True)  # [num_groups, num_users, 1, 1, 1]
     amplitude = power.sqrt()
     h = _per_subcarrier(true / amplitude)  # [num_groups, num_slots, num_subcarriers, num_users, num_bs_ant]
-    phy = _Downlink(spec, num_subcarriers, receiver, _sionna_device(true.device))
+    phy = _Downlink(spec, num_subcarriers, _sionna_device(true.device))
     chunks = phy.draw(num_groups, num_slots, seed).split(groups_per_chunk)
 
     def simulate(believed: torch.Tensor, snr_db: float) -> Point:
@@ -254,9 +247,9 @@ class _Draws:
 class _Downlink:
     """Sionna's blocks for one grid, code and modulation."""
 
-    def __init__(self, spec: LinkSpec, num_subcarriers: int, receiver: Receiver, device: str) -> None:
+    def __init__(self, spec: LinkSpec, num_subcarriers: int, device: str) -> None:
         self.device = device
-        self.receiver = receiver
+        self.receiver = spec.receiver
         self.num_users = spec.num_users
         self.num_subcarriers = num_subcarriers
         num_symbols = (_NUM_OFDM_SYMBOLS - len(_DMRS_SYMBOLS)) * num_subcarriers
@@ -295,7 +288,6 @@ class _Downlink:
         """What was simulated on channels h (as in ``run``), for the record."""
         num_groups, num_slots, num_subcarriers, num_users, num_bs_ant = h.shape
         return {
-            "receiver": self.receiver,
             "precoder": "regularised zero forcing per subcarrier, equal power per stream",
             "num_slots": num_slots,
             "num_subcarriers": num_subcarriers,
@@ -422,8 +414,6 @@ def _information(llr: torch.Tensor) -> torch.Tensor:
 
 def _block_sizes(spec: LinkSpec, num_symbols: int) -> tuple[int, int]:
     """Codewords per user and slot (as few as the code's largest block allows) and their information bits."""
-    if not 0.2 <= spec.coderate <= 0.92:
-        raise SpecError(f"coderate is {spec.coderate}; 5G LDPC takes 0.2 to 0.92")
     for num_blocks in (n for n in range(1, num_symbols + 1) if num_symbols % n == 0):
         coded_bits = num_symbols // num_blocks * spec.num_bits_per_symbol
         information_bits = round(spec.coderate * coded_bits)
@@ -442,8 +432,6 @@ def _comb_dmrs(num_users: int, num_subcarriers: int, device: str) -> PilotPatter
 
     In the second DMRS symbol the comb moves by half its spacing, so that averaging both fills its gaps.
     """
-    if num_users > num_subcarriers:
-        raise SpecError(f"{num_users} users need as many subcarriers for DMRS, there are {num_subcarriers}")
     mask = np.zeros((1, num_users, _NUM_OFDM_SYMBOLS, num_subcarriers))
     mask[:, :, _DMRS_SYMBOLS] = 1
     user = np.arange(num_users)[:, None, None]

@@ -6,12 +6,14 @@ format) and ``summary.json``. Evaluation adds ``metrics.json`` and ``report.html
 """
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from airlam.datasets.layout import SPLITS
 from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError
 from airlam.files import whole_file, write_json
@@ -68,14 +70,19 @@ def finetune(spec: RunSpec, base: Path, output: Path, on_progress: Progress = qu
     finished one is left alone; a folder that holds another spec's run raises DataError.
     """
     spec = dataclasses.replace(spec, dataset=str((base / spec.dataset).resolve()))
+    if (base / spec.model.backbone).is_dir():  # a local folder is relative to the spec, as the dataset is
+        backbone = str((base / spec.model.backbone).resolve())
+        spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, backbone=backbone))
     folder = output / spec.name
-    _claim(folder, spec)
-    if (folder / SUMMARY_FILE).exists():
-        return folder
     with ChannelDataset.open(spec.dataset) as dataset:
+        _claim(folder, spec)
+        if (folder / SUMMARY_FILE).exists():
+            check_data(folder, dataset)
+            shutil.rmtree(folder / TOKENS_FOLDER, ignore_errors=True)  # a kill may have left them
+            return folder
         sources = {split: DatasetLinks(dataset, split, spec.prediction) for split in ("train", "validation")}
         lam = lam_for(spec.model, sources["train"].setting, spec.training.seed)
-        identity = spec_to_toml(spec) + "".join(dataset.shard_checksums("train"))
+        identity = spec_to_toml(spec) + data_sha256(dataset)
         summary = tune(lam, sources, spec.prediction, spec.training, folder, on_progress, identity)
         lam.save(folder / LAM_FOLDER)
         write_json(folder / SUMMARY_FILE, {**summary.to_dict(), **_data_summary(spec, dataset)})
@@ -106,7 +113,7 @@ def tune(
             seed=2 * training.seed + index,
             augment=split == "train",
         )
-        place = folder / TOKENS_FOLDER / split
+        place = folder / TOKENS_FOLDER / hashlib.sha256(identity.encode()).hexdigest()[:16] / split
         tokens = tokenise_views(lam.tokenizer, views, place, f"tokenising {split}", on_progress)
         samples[split] = with_reference(lam, tokens)
     summary = fit(
@@ -132,7 +139,8 @@ def _claim(folder: Path, spec: RunSpec) -> None:
         if path.read_text() != spec_to_toml(spec):
             raise DataError(f"{folder} holds a run of another spec; take another name or remove the folder")
         return
-    if folder.exists() and any(folder.iterdir()):
+    leftovers = {".part"}  # of a write that was killed
+    if folder.exists() and any(item.suffix not in leftovers for item in folder.iterdir()):
         raise DataError(f"{folder} is not empty and holds no run; take another name or remove the folder")
     with whole_file(path) as temporary:
         temporary.write_text(spec_to_toml(spec))
@@ -144,10 +152,26 @@ def describe(step: TrainingProgress) -> str:
     return f"loss {step.loss:.3f}{validation}, {step.samples_per_s:.0f} samples/s"
 
 
+def data_sha256(dataset: ChannelDataset) -> str:
+    """A digest of all shards of all splits."""
+    checksums = [c for split in SPLITS for c in dataset.shard_checksums(split)]
+    return hashlib.sha256("".join(checksums).encode()).hexdigest()
+
+
+def check_data(folder: Path, dataset: ChannelDataset) -> None:
+    """DataError where a run was trained on other channels than the dataset holds now."""
+    if summary_of(folder).get("data_sha256") != data_sha256(dataset):
+        raise DataError(
+            f"{folder} was trained on other channels than {dataset.path} holds now; remove the folder and "
+            "run airlam finetune again, or bring the old file back"
+        )
+
+
 def _data_summary(spec: RunSpec, dataset: ChannelDataset) -> dict[str, Any]:
     """Where the samples came from, for the summary."""
     drops = dataset.spec.drops
     return {
+        "data_sha256": data_sha256(dataset),
         "dataset": dataset.spec.name,
         "dataset_seed": dataset.spec.seed,
         "drops": {"train": drops.train, "validation": drops.validation, "test": drops.test},
@@ -166,7 +190,13 @@ def read_run(folder: Path) -> RunSpec:
 
 def summary_of(folder: Path) -> dict[str, Any]:
     """What fine-tuning cost and where it ended, as ``finetune`` wrote it."""
-    values: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text())
+    path = folder / SUMMARY_FILE
+    try:
+        values = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is damaged ({error}); remove the run's folder and train again") from error
+    if not isinstance(values, dict) or "num_trainable" not in values:
+        raise DataError(f"{path} is no summary of a run; remove the run's folder and train again")
     return values
 
 

@@ -1,5 +1,6 @@
 """The simulated downlink meets capacity, Sionna's own chain, and the order that better CSI must give."""
 
+import dataclasses
 import json
 import math
 
@@ -15,7 +16,7 @@ from sionna.phy.mimo import rzf_precoding_matrix
 from airlam.errors import DataError, SpecError
 from airlam.radio.precoding import regularized_zero_forcing
 from airlam.specs import LinkSpec
-from airlam.tasks.link_level import METRICS, LinkResult, evaluate_link, group_users
+from airlam.tasks.link_level import METRICS, LinkResult, check_link, evaluate_link, group_users
 
 
 def random_channel(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -48,8 +49,6 @@ def test_better_csi_gives_a_better_link(imperfect: LinkResult) -> None:
     threshold = imperfect.snr_db_at_target_bler
     assert threshold["genie"] is not None and threshold["good"] is not None
     assert threshold["genie"] <= threshold["good"] + 0.3  # a tenth of error variance costs little
-    gain = imperfect.snr_gain_db("genie", "good")
-    assert gain is not None and gain == threshold["good"] - threshold["genie"]
     assert all(row.value >= 0 for row in imperfect.gain_rows("genie", "bad") if "sum_rate" in row.metric)
 
 
@@ -63,9 +62,9 @@ def test_metrics_agree_with_each_other(imperfect: LinkResult) -> None:
 
 
 def test_result_is_json_without_nan(imperfect: LinkResult) -> None:
-    values = json.loads(json.dumps(imperfect.to_dict(), allow_nan=False))
-    assert len(values["rows"]) == len(METRICS) * 3 * 3
-    assert values["settings"]["num_groups"] == 12
+    rows = [dataclasses.asdict(row) for row in imperfect.rows()]
+    assert len(json.loads(json.dumps(rows, allow_nan=False))) == len(METRICS) * 3 * 3
+    assert json.loads(json.dumps(imperfect.settings, allow_nan=False))["num_groups"] == 12
     with pytest.raises(SpecError, match="no method 'lamm'"):
         imperfect.mean("lamm", "bler")
 
@@ -137,7 +136,7 @@ def test_dmrs_receiver_approaches_the_one_that_knows(num_users: int) -> None:
     true = flat_channels(6, num_users, 8)
     spec = small_spec(num_users=num_users, snr_db=(-20.0, 15.0))
     known = evaluate_link(true, {"genie": true}, spec)
-    estimated = evaluate_link(true, {"genie": true}, spec, receiver="dmrs")
+    estimated = evaluate_link(true, {"genie": true}, dataclasses.replace(spec, receiver="dmrs"))
     assert estimated.mean("genie", "bler")[1] == 0
     assert estimated.mean("genie", "ber")[0] >= known.mean("genie", "ber")[0] - 0.01
 
@@ -209,3 +208,20 @@ def test_progress_reaches_one() -> None:
     shares: list[float] = []
     evaluate_link(true, {"a": true, "b": true}, small_spec(), on_progress=shares.append)
     assert shares == sorted(shares) and shares[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_links", "users_per_drop", "num_subcarriers"),
+    [
+        ({"num_users": 5}, 4, 1, 24),
+        ({"num_users": 3}, 8, 2, 24),
+        ({"num_users": 30}, 64, 1, 24),
+        ({"num_bits_per_symbol": 1, "coderate": 0.2}, 8, 1, 2),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused_before_it_is_begun(
+    changes: dict[str, float], num_links: int, users_per_drop: int, num_subcarriers: int
+) -> None:
+    check_link(LinkSpec(num_users=2), 8, 2, 24)
+    with pytest.raises(SpecError):
+        check_link(LinkSpec(**changes), num_links, users_per_drop, num_subcarriers)  # type: ignore[arg-type]

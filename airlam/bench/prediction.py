@@ -26,6 +26,7 @@ from airlam.radio.prediction.base import Predictor, TrainingLinks
 from airlam.radio.prediction.genie import genie_bound
 from airlam.tasks.channel_prediction import DatasetLinks, Progress
 from airlam.tasks.comparison import Comparison, compare, training_links
+from airlam.tasks.evaluation import speed_groups
 from airlam.units import KMH_PER_M_PER_S, db_to_linear
 
 SNRS_DB = (0.0, 10.0, 20.0, 30.0)
@@ -36,12 +37,13 @@ BOUND = "genie"
 def run(*, quick: bool, train: bool, data: Path | None, on_progress: Progress) -> dict[str, Any]:
     """The table on Sionna's two settings, or on ``data``; ``train`` makes the models anew first."""
     scale = trained.QUICK if quick else trained.FULL
+    foreign = None if data is None else _load_foreign(data)
     folder = trained.train_models(scale, on_progress) if train else trained.models_folder(scale)
     card = trained.read_card(folder)
     parts = (
         [_sionna(setting, scale, folder, on_progress) for setting in trained.SETTINGS]
-        if data is None
-        else [_foreign(data, folder, on_progress)]
+        if foreign is None
+        else [_foreign(*foreign, folder, on_progress)]
     )
     figures = {name: value for part in parts for name, value in part["figures"].items()}
     settings = {"models": "made anew in the cache" if folder != trained.shipped_folder() else "shipped"}
@@ -76,7 +78,7 @@ def _sionna(setting: str, scale: trained.Scale, folder: Path, on_progress: Progr
         *_rows(setting, comparison, names, sizes),
         *_rows(f"{setting}, noise against the set's power", published, names, sizes),
         *(
-            {"setting": setting, "snr_db": snr, "predictor": BOUND, "nmse_mean": v}
+            {"setting": setting, "snr_db": snr, "predictor": BOUND, "kind": "bound", "nmse_pooled": v}
             for snr, v in genie.items()
         ),
     ]
@@ -87,7 +89,7 @@ def _sionna(setting: str, scale: trained.Scale, folder: Path, on_progress: Progr
         "fitting_drops": len(fitting),
         "seed": dataset.spec.seed,
         "genie_drops": scale.genie,
-        "nmse": "pooled over links, against the clean channel; genie: mean of expected ratios",
+        "nmse": "pooled over links, against the clean channel; the genie's over the first of them",
     }
     return {"figures": figures, "rows": rows, "settings": about}
 
@@ -95,22 +97,26 @@ def _sionna(setting: str, scale: trained.Scale, folder: Path, on_progress: Progr
 def _genie(
     dataset: ChannelDataset, setting: PredictionSetting, num_drops: int, on_progress: Progress
 ) -> dict[float, float]:
-    """Mean over the first test drops of the NMSE that knowing every ray but its amplitude would leave."""
+    """Pooled NMSE on the first test drops that knowing every ray but its amplitude would leave."""
     shard = next(shard for shard in plan_shards(dataset.spec) if shard.split == "test")
-    nmse: list[torch.Tensor] = []
+    error: list[torch.Tensor] = []
+    energy: list[torch.Tensor] = []
     for seed, size in plan_blocks(dataset.spec, shard):
         batch, rays = draw_drops_with_rays(dataset.spec, seed, size)
-        stored = dataset.batch("test", np.arange(len(nmse), len(nmse) + size)).h_freq
+        stored = dataset.batch("test", np.arange(len(error), len(error) + size)).h_freq
         if not torch.equal(stored, batch.h_freq):
             raise DataError(f"{dataset.path} was drawn by other software; remove it to have it drawn anew")
         histories = batch.links()[:, 0, : setting.num_history]  # [size, slots, 1, ports, subcarriers]
         for drop, history in zip(rays, histories, strict=True):
             power = float(history.abs().square().mean())
             levels = [power * db_to_linear(-snr) for snr in SNRS_DB]
-            nmse.append(genie_bound(drop, levels, setting).nmse)
-            on_progress("genie bound", len(nmse), num_drops, "")
-            if len(nmse) == num_drops:
-                return dict(zip(SNRS_DB, torch.stack(nmse).mean(0).tolist(), strict=True))
+            bound = genie_bound(drop, levels, setting)
+            error.append(bound.error)  # [snrs, horizon]
+            energy.append(bound.energy)
+            on_progress("genie bound", len(error), num_drops, "")
+            if len(error) == num_drops:
+                pooled = torch.stack(error).sum((0, 2)) / torch.stack(energy).sum()
+                return dict(zip(SNRS_DB, pooled.tolist(), strict=True))
     raise DataError(f"the first test shard holds fewer than {num_drops} drops")
 
 
@@ -144,8 +150,10 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """The full table: one row a predictor and SNR."""
     rows = []
+    groups = speed_groups(comparison.speed_m_per_s)
     for snr_db, scored in comparison.scored.items():
         for name, each in scored.items():
+            by_speed = {group: each.clean.select(members) for group, members in groups.items()}
             kind = "classical" if name in classical else "lam" if name == trained.LAM else "learned"
             rows.append(
                 {
@@ -153,7 +161,7 @@ def _rows(
                     "snr_db": snr_db,
                     "predictor": name,
                     "kind": kind,
-                    "clean_target": summarise_nmse(each.clean).to_dict(),
+                    "clean_target": {g: summarise_nmse(e).to_dict() for g, e in by_speed.items()},
                     "noisy_target_pooled": dataclasses.asdict(summarise_nmse(each.noisy).pooled),
                     "trainable_parameters": trainable.get(name),
                     "ms_per_link": 1000 * comparison.seconds_per_link[name],
@@ -182,20 +190,26 @@ class ForeignSource:
         return self._links.speed_m_per_s[torch.from_numpy(indices)]
 
 
-def _foreign(path: Path, folder: Path, on_progress: Progress) -> dict[str, Any]:
-    """LLM4CP's table on a QuaDRiGa set: noise 18 dB below the set's power on history and target.
-
-    Classical predictors are fitted on the set of the same name with ``dev`` or ``test`` replaced by ``train``
-    beside it. The learned ones have seen Sionna's channels only.
-    """
-    test = ForeignSource(load_quadriga(path))
+def _load_foreign(path: Path) -> tuple[Path, ForeignLinks, ForeignLinks]:
+    """The set to measure on, and the set beside it to fit classical predictors on."""
+    test = load_quadriga(path)
     beside = path.with_name(path.name.replace("_dev", "_train").replace("_test", "_train"))
     if beside == path or not beside.exists():
         raise DataError(
             f"{beside} is not there; classical predictors are fitted on it: give a *_dev.npz or *_test.npz "
             "with its *_train.npz beside it"
         )
-    fitting = load_quadriga(beside)
+    return path, test, load_quadriga(beside)
+
+
+def _foreign(
+    path: Path, links: ForeignLinks, fitting: ForeignLinks, folder: Path, on_progress: Progress
+) -> dict[str, Any]:
+    """LLM4CP's table on a QuaDRiGa set: noise 18 dB below the set's power on history and target.
+
+    The learned predictors have seen Sionna's channels only.
+    """
+    test = ForeignSource(links)
     on_progress("data: fitting the classical predictors", 0, 1, "")
     training = TrainingLinks(history=fitting.history, future=fitting.future_tdd)
     classical: list[Predictor] = classical_predictors(test.setting, training)
@@ -223,7 +237,7 @@ def _foreign(path: Path, folder: Path, on_progress: Progress) -> dict[str, Any]:
     about = {
         "setting": "data",
         "file": path.name,
-        "fitting_file": beside.name,
+        "fitting_drops": len(fitting.history),
         "test_drops": len(test),
         "nmse": "pooled over the links of each speed, then the mean over speeds",
         "learned": "trained on Sionna's channels only, tested here as they are",

@@ -1,11 +1,13 @@
 """The trained models that the prediction benchmark compares: where they lie, and how they are made.
 
 All are trained on the same Sionna drops, directional and omnidirectional users mixed, at the same SNRs, and
-with as many trainable parameters as the LAM. They ship with the package; ``airlam bench prediction --train``
-makes them anew in the cache, which then goes before what was shipped.
+with as many trainable parameters as the LAM; ``card.json`` says how long each was trained. They ship with the
+package; ``airlam bench prediction --train`` makes them anew in the cache, which then goes before what was
+shipped. Training that was interrupted goes on, unless anything that decides its outcome has changed.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -21,7 +23,7 @@ from airlam.datasets.catalog import packaged_spec
 from airlam.datasets.generate import generate
 from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError
-from airlam.files import whole_file, whole_folder, write_json
+from airlam.files import whole_file, write_json
 from airlam.model.comparators import COMPARATORS, LearnedPredictor, matched, portwise_nmse
 from airlam.model.lam import count_parameters
 from airlam.model.llm4cp import Llm4Cp
@@ -39,6 +41,7 @@ from airlam.tasks.channel_prediction import (
 )
 from airlam.tasks.runs import describe, lam_for, tune
 from airlam.training.loop import fit
+from airlam.training.metrics import TrainingSummary
 
 SETTINGS = {"uma_directional": "llm4cp_uma_directional", "uma_omni": "llm4cp_uma_omni"}
 LAM = "lam"
@@ -57,8 +60,8 @@ PEER_TRAINING = TrainingSpec(
     patience=100,
 )
 PEER_PORTS = 8
-# narrow enough for two cores, with the published plan of layers otherwise
-LLM4CP_SHAPE: dict[str, Any] = {"width": 192, "num_layers": 6, "num_maps": 16}
+# narrow enough for two cores, with the published plan of layers otherwise; the maps follow the size
+LLM4CP_SHAPE: dict[str, Any] = {"width": 192, "num_layers": 6}
 CARD_FILE = "card.json"
 
 
@@ -129,7 +132,8 @@ def models_folder(scale: Scale) -> Path:
     for folder in (cache_folder() / "models" / scale.name, shipped_folder()):
         if (folder / CARD_FILE).exists() and (scale is FULL or folder != shipped_folder()):
             return folder
-    raise DataError("no trained models are here; make them with airlam bench prediction --train")
+    quick = " --quick" if scale is QUICK else ""
+    raise DataError(f"no trained models are here; make them with airlam bench prediction{quick} --train")
 
 
 def load_models(folder: Path, setting: PredictionSetting) -> list[Predictor]:
@@ -156,7 +160,14 @@ def build_peer(name: str, setting: PredictionSetting, num_trainable: int) -> nn.
     """An untrained peer with about as many trainable parameters as the LAM."""
     if name != LLM4CP:
         return matched(name, setting, num_trainable)
-    return Llm4Cp(setting, **LLM4CP_SHAPE)
+    sizes = {maps: _llm4cp_size(setting, maps) for maps in range(4, 65, 4)}
+    num_maps = min(sizes, key=lambda maps: abs(sizes[maps] - num_trainable))
+    return Llm4Cp(setting, **LLM4CP_SHAPE, num_maps=num_maps)
+
+
+def _llm4cp_size(setting: PredictionSetting, num_maps: int) -> int:
+    with torch.device("meta"):
+        return count_parameters(Llm4Cp(setting, **LLM4CP_SHAPE, num_maps=num_maps)).trainable
 
 
 def train_models(scale: Scale, on_progress: Progress) -> Path:
@@ -168,66 +179,88 @@ def train_models(scale: Scale, on_progress: Progress) -> Path:
         split: MixedLinks([DatasetLinks(dataset, split, PREDICTION) for dataset in datasets])
         for split in ("train", "validation")
     }
-    cost = {LAM: _train_lam(scale, sources, folder, work, on_progress)}
+    (folder / CARD_FILE).unlink(missing_ok=True)  # until all are there
+    checksums = [c for dataset in datasets for split in sources for c in dataset.shard_checksums(split)]
+    job = _Job(scale=scale, sources=sources, checksums=tuple(checksums), folder=folder, work=work)
+    cost = {LAM: job.train_lam(on_progress)}
     for name in PEERS:
-        num_trainable = cost[LAM]["num_trainable"]
-        cost[name] = _train_peer(name, scale, sources, num_trainable, folder, work, on_progress)
+        cost[name] = job.train_peer(name, cost[LAM]["num_trainable"], on_progress)
     write_json(folder / CARD_FILE, _card(scale, cost))
     shutil.rmtree(work, ignore_errors=True)
     return folder
 
 
-def _train_lam(
-    scale: Scale, sources: Mapping[str, LinkSource], folder: Path, work: Path, on_progress: Progress
-) -> dict[str, Any]:
-    cost_file = folder / f"{LAM}.json"
-    if not cost_file.exists():
-        lam = lam_for(scale.model, sources["train"].setting, scale.lam.seed)
-        summary = tune(lam, sources, PREDICTION, scale.lam, work / LAM, on_progress, scale.name)
-        lam.save(folder / LAM)
-        write_json(cost_file, summary.to_dict())
-    return _read_cost(cost_file)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What all of the trainings share."""
 
+    scale: Scale
+    sources: Mapping[str, LinkSource]
+    checksums: tuple[str, ...]  # of the data
+    folder: Path  # for the models
+    work: Path  # for tokens and checkpoints
 
-def _train_peer(
-    name: str,
-    scale: Scale,
-    sources: Mapping[str, LinkSource],
-    num_trainable: int,
-    folder: Path,
-    work: Path,
-    on_progress: Progress,
-) -> dict[str, Any]:
-    cost_file = folder / f"{name}.json"
-    if not cost_file.exists():
-        net = build_peer(name, sources["train"].setting, num_trainable)
+    def train_lam(self, on_progress: Progress) -> dict[str, Any]:
+        """The LAM into ``folder / "lam"``, unless it is there; what it cost."""
+        scale = self.scale
+        key = self._key(spec_to_dict(scale.model), spec_to_dict(scale.lam))
+        if (cost := self._done(LAM, key)) is not None:
+            return cost
+        lam = lam_for(scale.model, self.sources["train"].setting, scale.lam.seed)
+        summary = tune(lam, self.sources, PREDICTION, scale.lam, self.work / f"{LAM}-{key}", on_progress, key)
+        lam.save(self.folder / LAM)
+        return self._note(LAM, key, summary)
+
+    def train_peer(self, name: str, num_trainable: int, on_progress: Progress) -> dict[str, Any]:
+        """A peer into ``folder / "<name>.safetensors"``, unless it is there; what it cost."""
+        spec = self.scale.peer
+        net = build_peer(name, self.sources["train"].setting, num_trainable)
+        shapes = {tensor: list(value.shape) for tensor, value in trainable_tensors(net).items()}
+        key = self._key(name, spec_to_dict(spec), PEER_PORTS, shapes)
+        if (cost := self._done(name, key)) is not None:
+            return cost
         views = [
             NoisyViews(
                 source=source,
                 spec=PREDICTION,
-                num_samples=scale.peer.num_samples if split == "train" else 256,
-                seed=2 * scale.peer.seed + index,
+                num_samples=spec.num_samples if split == "train" else 256,
+                seed=2 * spec.seed + index,
                 augment=split == "train",
                 num_ports=PEER_PORTS,
             )
-            for index, (split, source) in enumerate(sources.items())
+            for index, (split, source) in enumerate(self.sources.items())
         ]
         summary = fit(
             net,
             portwise_nmse,
             views[0],
             views[1],
-            scale.peer,
-            work / name,
+            spec,
+            self.work / f"{name}-{key}",
             lambda step: on_progress(f"training {name}", step.step, step.num_steps, describe(step)),
-            identity=scale.name,
+            identity=key,
         )
         if summary.stop_reason == "interrupted":
             raise KeyboardInterrupt
-        with whole_file(folder / f"{name}.safetensors") as temporary:
+        with whole_file(self.folder / f"{name}.safetensors") as temporary:
             write_tensors(temporary, trainable_tensors(net.cpu()))
-        write_json(cost_file, summary.to_dict())
-    return _read_cost(cost_file)
+        return self._note(name, key, summary)
+
+    def _key(self, *settings: Any) -> str:
+        """A digest of everything that decides what a training ends in."""
+        text = json.dumps([*settings, spec_to_dict(PREDICTION), self.checksums], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _done(self, name: str, key: str) -> dict[str, Any] | None:
+        """What a training that has ended cost; None if it has not, or was another."""
+        path = self.folder / f"{name}.json"
+        cost = _read_cost(path) if path.exists() else None
+        return cost if cost is not None and cost.get("key") == key else None
+
+    def _note(self, name: str, key: str, summary: TrainingSummary) -> dict[str, Any]:
+        cost = {"key": key, **summary.to_dict()}
+        write_json(self.folder / f"{name}.json", cost)
+        return cost
 
 
 def _read_cost(path: Path) -> dict[str, Any]:
@@ -246,15 +279,12 @@ def _card(scale: Scale, cost: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "peer_ports": PEER_PORTS,
         "llm4cp_shape": {**LLM4CP_SHAPE, "backbone_weights": "random"},
         "trainable": {name: values["num_trainable"] for name, values in cost.items()},
-        "training_seconds": {name: round(values["seconds"]) for name, values in cost.items()},
+        "training": {
+            name: {key: values[key] for key in ("seconds", "num_steps", "best_step", "best_validation_loss")}
+            for name, values in cost.items()
+        },
         "torch": torch.__version__,
     }
-
-
-def ship(folder: Path) -> None:
-    """Copies trained models into the package, for a release."""
-    with whole_folder(shipped_folder()) as temporary:
-        shutil.copytree(folder, temporary, dirs_exist_ok=True)
 
 
 def trainable_of(predictors: Sequence[Predictor]) -> dict[str, int]:

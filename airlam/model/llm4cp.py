@@ -79,7 +79,7 @@ class Llm4Cp(nn.Module):
         super().__init__()
         self.backbone_weights = backbone
         with seeded(seed):
-            self.gpt2 = _gpt2(backbone, width, num_layers)
+            self.gpt2 = _gpt2(backbone, width, num_layers, setting.num_history)
             self._build(setting, num_maps, num_residual_blocks)
 
     def _build(self, setting: PredictionSetting, num_maps: int, num_blocks: int) -> None:
@@ -150,8 +150,11 @@ def _sinusoids(num_slots: int, width: int) -> torch.Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]  # [num_slots, width]
 
 
-def _gpt2(backbone: str, width: int, num_layers: int) -> nn.Module:
-    """GPT-2's first layers without word embeddings, frozen but for norms and position table."""
+def _gpt2(backbone: str, width: int, num_layers: int, num_positions: int) -> nn.Module:
+    """GPT-2's first layers without word embeddings, frozen but for norms and position table.
+
+    A random one has only the positions that are used: 1024 rows of which 16 train would flatter its size.
+    """
     if backbone == "random":
         from transformers import GPT2Config, GPT2Model
 
@@ -159,6 +162,7 @@ def _gpt2(backbone: str, width: int, num_layers: int) -> nn.Module:
             vocab_size=1,
             bos_token_id=0,
             eos_token_id=0,
+            n_positions=num_positions,
             n_embd=width,
             n_layer=num_layers,
             n_head=max(width // 64, 1),
