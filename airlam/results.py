@@ -225,7 +225,8 @@ def _rate_headline(result: EvaluationResult) -> Sentence | None:
     sentence = (
         f"Link, {at_db:g} dB: precoding on {result.label(lam.method)} {verb} {abs(difference):.2f} bit/s/Hz"
         f"{share} of sum rate against {result.label(classical.method)}, the best classical method "
-        f"on the link ({lam.value:.2f} against {classical.value:.2f} bit/s/Hz{_certainty(result, lam, classical)})."
+        f"on the link ({lam.value:.2f} against {classical.value:.2f} bit/s/Hz"
+        f"{_certainty(result, lam, classical)})."
     )
     figures = {"sum_rate.lam": lam.value, "sum_rate.best_classical": classical.value}
     return sentence, figures | {"sum_rate.gain": difference, "sum_rate.snr_db": at_db}

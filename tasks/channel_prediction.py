@@ -31,9 +31,10 @@ def quiet(what: str, done: int, total: int, detail: str = "") -> None:
 
 
 class LinkSource(Protocol):
-    """Clean links of one split, and what they are for."""
+    """Clean links of one split, and what they are for; links of one drop stand one after another."""
 
     setting: PredictionSetting
+    links_per_drop: int
 
     def __len__(self) -> int: ...
 
@@ -54,17 +55,17 @@ class DatasetLinks:
             dataset.spec, spec.num_history, spec.num_horizon, spec.duplex
         )
         self._dataset, self._split = dataset, split
-        self._num_users = dataset.spec.num_users
+        self.links_per_drop = dataset.spec.num_users
         if not len(self):
             raise DataError(f"{dataset.spec.name} has no {split} drops; generate it with drops.{split} > 0")
 
     def __len__(self) -> int:
-        return self._dataset.num_drops(self._split) * self._num_users
+        return self._dataset.num_drops(self._split) * self.links_per_drop
 
     def read(self, indices: np.ndarray) -> torch.Tensor:
         """The links at ``indices``; NaN or infinite channels raise DataError."""
-        links = self._dataset.batch(self._split, indices // self._num_users).links()
-        chosen = links[torch.arange(len(indices)), torch.from_numpy(indices % self._num_users)]
+        links = self._dataset.batch(self._split, indices // self.links_per_drop).links()
+        chosen = links[torch.arange(len(indices)), torch.from_numpy(indices % self.links_per_drop)]
         if not torch.isfinite(torch.view_as_real(chosen)).all():
             raise DataError(
                 f"{self._dataset.spec.name}: NaN or infinite channels in split {self._split}; "
@@ -76,7 +77,7 @@ class DatasetLinks:
         """Speeds of the users at ``indices``."""
         speeds = self._dataset.field(self._split, "speed_m_per_s")  # [num_drops, num_users]
         return speeds[
-            torch.from_numpy(indices // self._num_users), torch.from_numpy(indices % self._num_users)
+            torch.from_numpy(indices // self.links_per_drop), torch.from_numpy(indices % self.links_per_drop)
         ]
 
 
@@ -87,6 +88,9 @@ class MixedLinks:
         self.setting = sources[0].setting
         if any(source.setting != self.setting for source in sources):
             raise DataError("the datasets differ in grid, arrays or top speed; mix those that agree")
+        self.links_per_drop = sources[0].links_per_drop
+        if any(source.links_per_drop != self.links_per_drop for source in sources):
+            raise DataError("the datasets differ in users per drop; mix those with the same num_users")
         self._sources = sources
         self._ends = np.cumsum([len(source) for source in sources])
 

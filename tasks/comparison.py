@@ -89,7 +89,9 @@ def compare(
     parts: dict[float, dict[str, list[Scored]]] = {snr: {name: [] for name in names} for snr in snrs_db}
     seconds = dict.fromkeys(names, 0.0)
     for position, start in enumerate(starts):
-        clean = source.read(np.arange(start, min(start + BATCH_LINKS, count)))
+        indices = np.arange(start, min(start + BATCH_LINKS, count))
+        clean = source.read(indices)
+        drop = torch.from_numpy(indices // source.links_per_drop)  # [num_links]
         for level, snr in enumerate(snrs_db):
             seen = observe(clean, source, snr, start, set_power)
             noisy = noisy_target(seen.future, seen.noise_variance, seen.generator)
@@ -97,7 +99,9 @@ def compare(
                 began = time.perf_counter()
                 estimate = predictor.predict(seen.history, seen.noise_variance)
                 seconds[predictor.name] += time.perf_counter() - began
-                scored = Scored(clean=link_errors(estimate, seen.future), noisy=link_errors(estimate, noisy))
+                scored = Scored(
+                    clean=link_errors(estimate, seen.future, drop), noisy=link_errors(estimate, noisy, drop)
+                )
                 parts[snr][predictor.name].append(scored)
             done = position * len(snrs_db) + level + 1
             on_progress("measuring", done, len(starts) * len(snrs_db), f"{snr:g} dB")

@@ -1,5 +1,6 @@
 """Evaluates a run: prediction error beside every classical method, then coded blocks over the link."""
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,7 +152,8 @@ def prediction_rows(comparison: Comparison) -> list[PredictionRow]:
             for group, members in groups.items():
                 rows += _summary_rows(name, snr_db, group, scored.clean.select(members))
             for step in range(scored.clean.error.shape[1]):
-                part = LinkErrors(
+                part = dataclasses.replace(
+                    scored.clean,
                     error=scored.clean.error[:, step : step + 1],
                     energy=scored.clean.energy[:, step : step + 1],
                 )

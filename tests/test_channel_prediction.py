@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -150,8 +151,12 @@ def test_mixed_sources_are_read_each_from_its_own(dataset: ChannelDataset, links
     assert torch.equal(got[1], links.read(np.array([1]))[0])
     assert torch.equal(got[[0, 2]], others.read(np.array([6, 0])))
     fdd = DatasetLinks(dataset, "test", PredictionSpec(num_history=8, num_horizon=2, duplex="fdd"))
-    with pytest.raises(DataError, match="differ"):
+    with pytest.raises(DataError, match="differ in grid"):
         MixedLinks([links, fdd])
+    assert mixed.links_per_drop == 2
+    others.links_per_drop = 1
+    with pytest.raises(DataError, match="differ in users per drop"):
+        MixedLinks([links, others])
 
 
 def test_tokens_that_are_on_disk_are_not_made_again(links: DatasetLinks, tmp_path: Path) -> None:
@@ -214,6 +219,9 @@ def test_comparison_gives_all_the_same_noise_and_keeps_order(links: DatasetLinks
     assert at_0.noisy.error.sum() > at_0.clean.error.sum()  # the target's own noise comes on top
     assert result.best(["first", "second"], 0.0) == "first"
     assert len(result.speed_m_per_s) == len(links) == len(at_0.clean)
+    for errors in (at_0.clean, at_20.noisy):
+        assert errors.drop is not None
+        assert errors.drop.tolist() == [d for d in range(12) for _ in range(2)]  # two users each
 
 
 def test_noise_against_the_set_leaves_weak_links_worse_off(links: DatasetLinks) -> None:
@@ -233,10 +241,12 @@ def test_what_does_not_fit_is_refused(dataset: ChannelDataset) -> None:
 
 
 def test_channels_with_nan_are_refused_by_name(dataset: ChannelDataset, tmp_path: Path) -> None:
+    """A file is only ever written with finite channels, but may have been damaged since."""
     batch = dataset.batch("test", slice(None))
-    batch.h_freq[3, 0, 0, 0, 0, 0, 0] = float("nan")
     values = spec_to_dict(dataset.spec) | {"drops": {"train": 0, "validation": 0, "test": 6}}
     write_dataset(tmp_path / "n.h5", spec_from_dict(DatasetSpec, values), {"test": batch}, "test")
+    with h5py.File(tmp_path / "n.h5", "r+") as file:
+        file["test/h_freq"][3, 0, 0, 0, 0, 0, 0] = float("nan")
     source = DatasetLinks(ChannelDataset.open(tmp_path / "n.h5"), "test", SPEC)
     with pytest.raises(DataError, match="NaN or infinite channels in split test"):
         source.read(np.arange(12))

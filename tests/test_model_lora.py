@@ -132,3 +132,10 @@ def test_tuning_modes(specs: dict[str, ModelSpec]) -> None:
         model = prepare_tuning(build_backbone(spec), spec)
         flags = [p.requires_grad for p in model.parameters()]
         assert sum(flags) / len(flags) == share
+
+
+def test_a_disk_that_refuses_is_an_error_of_the_system(specs: dict[str, ModelSpec], tmp_path: Path) -> None:
+    """As a full disk is, which the command line reports in one line."""
+    (tmp_path / "adapter_model.safetensors" / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError, match="cannot write weights"):
+        save_adapter(prepare_tuning(build_backbone(specs["gpt2"]), specs["gpt2"]), tmp_path)

@@ -51,6 +51,12 @@ def test_what_does_not_fit_assigns_nothing(given: dict[str, torch.Tensor], messa
     assert own["a"].sum() == 0
 
 
+def test_a_disk_that_refuses_is_an_error_of_the_system(tmp_path: Path) -> None:
+    """As a full disk is, which the command line reports in one line."""
+    with pytest.raises(OSError, match=r"cannot write weights to .*nowhere"):
+        write_tensors(tmp_path / "nowhere" / "w", {"a": torch.zeros(3)})
+
+
 def test_trainable_tensors_are_gradients_and_buffers() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
     net[0].bias.requires_grad_(False)

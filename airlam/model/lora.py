@@ -12,12 +12,11 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
-from safetensors.torch import save_file
 from torch import nn
 
 from airlam.errors import DataError
 from airlam.model.families import is_linear, norm_names, projection_names
-from airlam.model.storage import check_tensors, read_tensors
+from airlam.model.storage import check_tensors, read_tensors, write_tensors
 from airlam.specs import ModelSpec
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -55,10 +54,10 @@ def _config(model: nn.Module, spec: ModelSpec) -> LoraConfig:
 
 
 def save_adapter(model: nn.Module, folder: Path) -> None:
-    """Writes the adapter of a backbone in peft's format."""
+    """Writes the adapter of a backbone in peft's format; OSError where the disk refuses."""
     folder.mkdir(parents=True, exist_ok=True)
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    save_file({_PREFIX + name: value.contiguous() for name, value in state.items()}, folder / _WEIGHTS)
+    write_tensors(folder / _WEIGHTS, {_PREFIX + name: value for name, value in state.items()})
     config = model.peft_config["default"].to_dict() | {"inference_mode": True}  # type: ignore[index, union-attr]
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     (folder / _CONFIG).write_text(json.dumps(plain, indent=2, default=str, sort_keys=True) + "\n")

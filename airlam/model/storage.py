@@ -38,9 +38,12 @@ def read_metadata(path: Path) -> dict[str, str]:
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Writes tensors as safetensors, each on its own storage, and notes beside them."""
+    """Writes tensors as safetensors, each on its own storage, with notes; OSError where the disk refuses."""
     own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    save_file(own, path, metadata)
+    try:
+        save_file(own, path, metadata)
+    except SafetensorError as error:  # its name for a full disk, too
+        raise OSError(f"cannot write weights to {path}: {error}") from error
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -3,7 +3,8 @@
 Averages differ by what they weigh: *pooled* is total error energy over total energy, so strong links count
 more; *mean of ratios* gives every link the same weight and is ruled by its worst; the *median* ignores both
 ends. Published tables use the first two without always saying so. Intervals are 95 % percentile bootstrap
-intervals over links (Efron and Tibshirani, 1993, ch. 13); two methods are compared on the same resamples.
+intervals (Efron and Tibshirani, 1993, ch. 13) over drops: users of one drop share its surroundings, so whole
+drops are drawn with replacement. Two methods are compared on the same resamples.
 """
 
 from collections.abc import Callable
@@ -22,11 +23,17 @@ QUANTILES = (0.025, 0.975)
 class LinkErrors:
     """Energies of the error and of the truth, link by link and step by step.
 
-    error and energy: float64 [num_links, num_horizon].
+    error and energy: float64 [num_links, num_horizon]. drop: int64 [num_links], equal for links that were
+    drawn together; None where every link is a drop of its own.
     """
 
     error: torch.Tensor
     energy: torch.Tensor
+    drop: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.drop is not None and self.drop.shape != (len(self.error),):
+            raise DataError(f"drop is {tuple(self.drop.shape)} for {len(self.error)} links; give one a link")
 
     def __len__(self) -> int:
         return len(self.error)
@@ -38,22 +45,28 @@ class LinkErrors:
 
     def select(self, index: torch.Tensor) -> "LinkErrors":
         """The links at ``index``, int64 [n] or bool [num_links]."""
-        return LinkErrors(error=self.error[index], energy=self.energy[index])
+        drop = None if self.drop is None else self.drop[index]
+        return LinkErrors(error=self.error[index], energy=self.energy[index], drop=drop)
 
     @staticmethod
     def concatenate(parts: "list[LinkErrors]") -> "LinkErrors":
-        """Batches put together in order."""
+        """Batches put together in order; equal numbers of a drop mean the same drop in all of them."""
+        drops = [part.drop for part in parts if part.drop is not None]
+        if len(drops) not in (0, len(parts)):
+            raise DataError(f"{len(drops)} of {len(parts)} batches say which drop a link is of; expected all")
         return LinkErrors(
-            error=torch.cat([part.error for part in parts]), energy=torch.cat([part.energy for part in parts])
+            error=torch.cat([part.error for part in parts]),
+            energy=torch.cat([part.energy for part in parts]),
+            drop=torch.cat(drops) if drops else None,
         )
 
 
-def link_errors(estimate: torch.Tensor, truth: torch.Tensor) -> LinkErrors:
+def link_errors(estimate: torch.Tensor, truth: torch.Tensor, drop: torch.Tensor | None = None) -> LinkErrors:
     """Squared error and energy of predictions.
 
     estimate and truth: complex [num_links, num_horizon, num_user_ant, num_bs_ant, num_subcarriers]. The truth
-    is the clean channel, or a noisy one (``noisy_target``) where a published table scored it so. DataError
-    where shapes differ, a value is not finite, or a link has no energy.
+    is the clean channel, or a noisy one (``noisy_target``) where a published table scored it so. drop: as in
+    ``LinkErrors``. DataError where shapes differ, a value is not finite, or a link has no energy.
     """
     if estimate.shape != truth.shape:
         raise DataError(
@@ -65,7 +78,7 @@ def link_errors(estimate: torch.Tensor, truth: torch.Tensor) -> LinkErrors:
         raise DataError("the estimate or the truth holds NaN or infinity; check the predictor's input")
     if not bool((energy.sum(1) > 0).all()):
         raise DataError("a link has no energy, so its NMSE is undefined; leave such links out")
-    return LinkErrors(error=error.cpu(), energy=energy.cpu())
+    return LinkErrors(error=error.cpu(), energy=energy.cpu(), drop=drop)
 
 
 def noisy_target(
@@ -106,27 +119,15 @@ class NmseSummary:
 
 def summarise_nmse(errors: LinkErrors, *, num_resamples: int = 1000, seed: int = 0) -> NmseSummary:
     """All averages of one method with intervals; the same seed gives methods the same resamples."""
-    index = _resamples(len(errors), num_resamples, seed)
+    weights = _resamples(errors, num_resamples, seed)
     columns = (errors.error.sum(1), errors.energy.sum(1))
     return NmseSummary(
         num_links=len(errors),
-        pooled=_interval(_pooled, columns, index),
-        mean=_interval(_mean, columns, index),
-        median=_interval(_median, columns, index),
+        pooled=_interval(_pooled, columns, weights),
+        mean=_interval(_mean, columns, weights),
+        median=_interval(_median, columns, weights),
         per_step=tuple((errors.error.sum(0) / errors.energy.sum(0)).tolist()),
     )
-
-
-def summarise_by_group(
-    errors: LinkErrors, group: torch.Tensor, *, num_resamples: int = 1000, seed: int = 0
-) -> dict[float, NmseSummary]:
-    """A summary for each value of ``group`` (real [num_links]: a speed, an SNR), in ascending order."""
-    if len(group) != len(errors):
-        raise DataError(f"{len(group)} group labels for {len(errors)} links; give one label a link")
-    return {
-        float(value): summarise_nmse(errors.select(group == value), num_resamples=num_resamples, seed=seed)
-        for value in sorted(set(group.tolist()))
-    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,43 +152,73 @@ def compare_nmse(
     method: LinkErrors, reference: LinkErrors, *, num_resamples: int = 1000, seed: int = 0
 ) -> Comparison:
     """Paired bootstrap of two methods that predicted the same links in the same order."""
-    if not torch.equal(method.energy, reference.energy):
+    if not (torch.equal(method.energy, reference.energy) and _same_drops(method, reference)):
         raise DataError("the two methods were not scored on the same links; compare them on one test set")
-    index = _resamples(len(method), num_resamples, seed)
+    weights = _resamples(method, num_resamples, seed)
     columns = (method.error.sum(1), reference.error.sum(1), method.energy.sum(1))
     return Comparison(
         num_links=len(method),
-        pooled=_interval(lambda a, b, energy: _pooled(a, energy) / _pooled(b, energy), columns, index),
-        mean=_interval(lambda a, b, energy: _mean(a, energy) / _mean(b, energy), columns, index),
-        improved_share=_interval(lambda a, b, _: (a < b).double().mean(-1), columns, index),
+        pooled=_interval(
+            lambda w, a, b, energy: _pooled(w, a, energy) / _pooled(w, b, energy), columns, weights
+        ),
+        mean=_interval(lambda w, a, b, energy: _mean(w, a, energy) / _mean(w, b, energy), columns, weights),
+        improved_share=_interval(lambda w, a, b, _: _average(w, (a < b).double()), columns, weights),
     )
 
 
-def _pooled(error: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
-    return error.sum(-1) / energy.sum(-1)
+def _same_drops(one: LinkErrors, other: LinkErrors) -> bool:
+    return torch.equal(_drop_index(one), _drop_index(other))
 
 
-def _mean(error: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
-    return (error / energy).mean(-1)
+def _drop_index(errors: LinkErrors) -> torch.Tensor:
+    """Drops numbered from 0 without gaps: int64 [num_links]."""
+    if errors.drop is None:
+        return torch.arange(len(errors))
+    index: torch.Tensor = errors.drop.unique(return_inverse=True)[1]  # type: ignore[no-untyped-call]
+    return index
 
 
-def _median(error: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
-    return (error / energy).quantile(0.5, dim=-1)
-
-
-def _resamples(num_links: int, num_resamples: int, seed: int) -> torch.Tensor:
-    """Links drawn with replacement: int64 [num_resamples, num_links]."""
+def _resamples(errors: LinkErrors, num_resamples: int, seed: int) -> torch.Tensor:
+    """How often each link is in each resample of drops: float64 [num_resamples, num_links], whole numbers."""
+    drop = _drop_index(errors)
+    num_drops = int(drop.max()) + 1
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(num_links, (num_resamples, num_links), generator=generator)
+    drawn = torch.randint(num_drops, (num_resamples, num_drops), generator=generator)
+    counts = torch.zeros(num_resamples, num_drops, dtype=torch.float64)
+    counts.scatter_add_(1, drawn, torch.ones_like(counts))
+    return counts[:, drop]  # [num_resamples, num_links]
 
 
 def _interval(
-    statistic: Callable[..., torch.Tensor], columns: tuple[torch.Tensor, ...], index: torch.Tensor
+    statistic: Callable[..., torch.Tensor], columns: tuple[torch.Tensor, ...], weights: torch.Tensor
 ) -> Interval:
-    """A statistic over the last axis of float64 [num_links] columns, and its percentile interval."""
+    """A statistic of weights and float64 [num_links] columns, and its percentile interval."""
     levels = torch.tensor(QUANTILES, dtype=torch.float64)
-    low, high = statistic(*(column[index] for column in columns)).quantile(levels).tolist()
-    return Interval(value=float(statistic(*columns)), low=low, high=high)
+    low, high = statistic(weights, *columns).quantile(levels).tolist()
+    value = statistic(torch.ones_like(weights[:1]), *columns)  # [1]
+    return Interval(value=value.item(), low=low, high=high)
+
+
+def _average(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """weights: float64 [num_resamples, num_links]; values: float64 [num_links]; [num_resamples]."""
+    return weights @ values / weights.sum(-1)
+
+
+def _pooled(weights: torch.Tensor, error: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
+    return (weights @ error) / (weights @ energy)
+
+
+def _mean(weights: torch.Tensor, error: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
+    return _average(weights, error / energy)
+
+
+def _median(weights: torch.Tensor, error: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
+    """The median of ratios that are there as often as their weights say; of two middle ones, the mean."""
+    ratio, order = (error / energy).sort()  # [num_links]
+    ranks = weights[:, order].cumsum(-1)  # [num_resamples, num_links]
+    total = ranks[:, -1:]  # [num_resamples, 1]
+    middle = torch.cat([((total - 1) / 2).floor(), (total / 2).floor()], dim=-1)  # [num_resamples, 2]
+    return ratio[torch.searchsorted(ranks, middle, right=True)].mean(-1)  # [num_resamples]
 
 
 def correlation(estimate: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from airlam.errors import DataError
-from airlam.files import whole_folder, write_json
+from airlam.files import recover, whole_folder, write_json
 from airlam.model.storage import read_tensors, write_tensors
 
 _KEPT = 2  # the newest, and one before it
@@ -49,11 +49,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint, or None; what a killed writer left half-done is removed."""
+    """The newest checkpoint, or None; what a killed writer left half-done is put right first."""
     if not folder.is_dir():
         return None
-    for leftover in [*folder.glob(f".{_PREFIX}*.part"), *folder.glob(f".{_PREFIX}*.old")]:
-        shutil.rmtree(leftover)
+    for leftover in list(folder.glob(f".{_PREFIX}*")):
+        recover(folder / leftover.name.split(".")[1])
     steps = _steps(folder)
     return _read(steps[-1]) if steps else None
 
@@ -61,34 +61,39 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 def _read(path: Path) -> Checkpoint:
     try:
         values = json.loads((path / _VALUES).read_text())
-        progress, settings = values["progress"], values["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not (isinstance(values, dict) and values.keys() == {"progress", "settings"}):
+            raise DataError(f"{_VALUES} does not hold progress and settings")
+        return Checkpoint(
+            step=int(path.name.removeprefix(_PREFIX)), tensors=read_tensors(path / _TENSORS), **values
+        )
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} is no whole checkpoint: {error!r}; remove it to go on from an older one"
+            f"{path} is no whole checkpoint ({error}); remove it to go on from an older one"
         ) from error
-    return Checkpoint(
-        step=int(path.name.removeprefix(_PREFIX)),
-        tensors=read_tensors(path / _TENSORS),
-        progress=progress,
-        settings=settings,
-    )
 
 
 def check_settings(checkpoint: Checkpoint, settings: dict[str, Any], folder: Path) -> None:
     """DataError unless the checkpoint was made under ``settings``; names the first that differs."""
     own = json.loads(json.dumps(settings))  # as JSON would give it back
-    for key in {**own, **checkpoint.settings}:
-        there, here = checkpoint.settings.get(key), own.get(key)
-        if there != here:
-            raise DataError(
-                f"{folder} holds a checkpoint of another run: {key} was {_short(there)}, now it is "
-                f"{_short(here)}; remove the folder to start anew, or give the run another name"
-            )
+    difference = _first_difference(checkpoint.settings, own)
+    if difference:
+        raise DataError(
+            f"{folder} holds a checkpoint of another run: {difference}; remove the folder to start anew, or "
+            "give the run another name"
+        )
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _first_difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """In words, looking into dicts; empty where there is none."""
+    for key in {**here, **there}:
+        before, now = there.get(key), here.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            inner = _first_difference(before, now)
+            if inner:
+                return f"{key}: {inner}"
+        elif before != now:
+            return f"{key} was {before!r}, now it is {now!r}"
+    return ""
 
 
 def _steps(folder: Path) -> list[Path]:

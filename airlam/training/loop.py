@@ -1,5 +1,6 @@
 """One training loop for every model: any loss, any samples, early stopping, resumed on a CPU to the bit."""
 
+import hashlib
 import logging
 import math
 import signal
@@ -59,8 +60,8 @@ def fit(
     only, linear warm-up then cosine, gradients clipped to norm 1.
 
     ``folder`` receives ``metrics.jsonl`` and ``checkpoints/``. Where it holds a checkpoint of this same run
-    (spec, shapes, numbers of samples and ``identity``) training goes on from there: on a CPU to the same bits
-    as if it had never stopped. SIGINT ends the run after its step, with a checkpoint.
+    (spec, shapes, numbers of samples and ``identity``, any text) training goes on from there: on a CPU to the
+    same bits as if it had never stopped. SIGINT ends the run after its step, with a checkpoint.
 
     Raises DataError where the folder holds another run's checkpoint; AirlamError naming the step where loss
     or gradients are not finite (the last checkpoint stays).
@@ -123,7 +124,7 @@ class _Trainer:
             "precision": str(self.precision),
             "training samples": len(self.samples),
             "validation samples": len(self.validation),
-            "identity": identity,
+            "identity (SHA-256)": hashlib.sha256(identity.encode()).hexdigest()[:12],
             "trainable tensors": shapes,
         }
 

@@ -68,7 +68,8 @@ class KalmanAr:
 def _drop_correlation(history: torch.Tensor, ratio: torch.Tensor) -> torch.Tensor:
     """Lag correlation of each drop's signal, noise taken off lag 0 and made positive: complex128 [b, t].
 
-    The biased estimate (each lag weighted by its number of pairs) keeps the Toeplitz matrix positive.
+    Each lag is the mean over its pairs of slots. That estimate is unbiased, but its Toeplitz matrix need not
+    be positive definite; what its smallest eigenvalue lacks is added to lag 0.
     """
     gram = pooled.temporal_gram(history.flatten(2))  # [b, t, t]
     lagged = diagonal_means(gram)  # [b, t]

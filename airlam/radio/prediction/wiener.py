@@ -67,8 +67,8 @@ def toeplitz(correlation: torch.Tensor) -> torch.Tensor:
 def lmmse_weights(correlation: torch.Tensor, ratio: torch.Tensor, num_history: int) -> torch.Tensor:
     """LMMSE weights of every later slot on the first ``num_history``, in white noise.
 
-    correlation: complex128 [..., num_slots]; ratio: float [batch], noise variance over signal power, may
-    be infinite. Returns complex128 [batch, num_slots - num_history, num_history].
+    correlation: complex128 [..., num_slots]; ratio: float [batch], noise variance over signal power, any
+    value from 0 up. Returns complex128 [batch, num_slots - num_history, num_history].
     """
     covariance = toeplitz(correlation)  # [..., num_slots, num_slots]
     past = covariance[..., :num_history, :num_history]
@@ -81,7 +81,7 @@ def lmmse_weights(correlation: torch.Tensor, ratio: torch.Tensor, num_history: i
 
 
 def noise_to_signal(history: torch.Tensor, noise_variance: torch.Tensor) -> torch.Tensor:
-    """Noise variance over estimated signal power, float64 [batch]; infinite where nothing but noise is left.
+    """Noise variance over estimated signal power, float64 [batch]; at most 1000, where only noise is left.
 
     history: complex [batch, num_history, ...]; noise_variance: float [batch].
     """
