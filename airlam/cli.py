@@ -2,12 +2,14 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
+import click
 import typer
 
-from airlam.errors import AirlamError
+from airlam.errors import AirlamError, SpecError
 
 app = typer.Typer(
     name="airlam",
@@ -19,19 +21,61 @@ app = typer.Typer(
 dataset_app = typer.Typer(help="Look at, check and convert channel datasets.", no_args_is_help=True)
 app.add_typer(dataset_app, name="dataset")
 
+MENDABLE = 2  # the status of everything that the user can mend
 INTERRUPTED = 130  # the shell's convention for Ctrl-C
+MAX_MEMORY_GIB = 2**20
 
 
 def main() -> None:
-    """Entry point of the ``airlam`` command: 2 is the status of everything that the user can mend."""
+    """Entry point of the ``airlam`` command; leaves with the status."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        sys.exit(_status())
+
+
+def _status() -> int:
+    """Runs the command; what the user can mend becomes one line on standard error."""
     try:
-        app()
+        status = app(prog_name="airlam", standalone_mode=False)
+    except click.UsageError as error:
+        return _refuse(_usage(error))
     except AirlamError as error:
-        print(f"airlam: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        return _refuse(str(error))
+    except OSError as error:
+        return _refuse(_os_error(error))
+    if status == INTERRUPTED:
         print("airlam: interrupted; run the same command again to go on where it stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    return int(status or 0)
+
+
+def _refuse(message: str) -> int:
+    if message:
+        print(f"airlam: {message}", file=sys.stderr)
+    return MENDABLE
+
+
+def _usage(error: click.UsageError) -> str:
+    """In one line; empty where the error was to ask for nothing, and help has been shown."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    command = error.ctx.command_path if error.ctx is not None else "airlam"
+    return f"{message}; see {command} --help" if message else ""
+
+
+def _os_error(error: OSError) -> str:
+    message = (str(error) or type(error).__name__).splitlines()[0]
+    return f"{message}; check the path, its permissions and the free space" if error.errno else message
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """In place of Python's line of code, which says nothing to a user."""
+    print(f"airlam: warning: {message}", file=sys.stderr)
 
 
 @app.command()
@@ -61,6 +105,8 @@ def generate(
     from airlam.datasets.catalog import resolve
     from airlam.datasets.generate import generate as run
 
+    if not 0 < memory_gib < MAX_MEMORY_GIB:  # NaN is neither
+        raise SpecError(f"--memory-gib is {memory_gib}; expected a positive number of GiB, such as 4")
     with Progress() as progress:
         run(
             resolve(spec),
@@ -81,22 +127,33 @@ def dataset_info(path: Path) -> None:
 
 
 @dataset_app.command("verify")
-def dataset_verify(path: Path) -> None:
+def dataset_verify(
+    path: Path,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON and nothing else.")] = False,
+) -> None:
     """Check checksums and values; print the card: Doppler against theory, delay spread, power."""
+    from airlam.console import Progress
     from airlam.datasets.card import verify
 
-    print(json.dumps(verify(path).to_dict(), indent=2))
+    with Progress() as progress:
+        card = verify(path, on_progress=progress)
+    if as_json:
+        print(json.dumps(card.to_dict(), indent=2))
+        return
+    print(card.text())
+    print("sound            every checksum holds and every value is finite")
 
 
 @dataset_app.command("export")
 def dataset_export(
     path: Path,
     output: Annotated[Path, typer.Option("--output", "-o", help="Ends in .npz, .mat or .tfrecord.")],
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
 ) -> None:
     """Write a dataset as NPZ, MATLAB v7.3 or TFRecord."""
     from airlam.datasets.exchange import export
 
-    export(path, output)
+    export(path, output, overwrite=overwrite)
     print(output)
 
 
@@ -104,11 +161,16 @@ def dataset_export(
 def dataset_import(
     path: Annotated[Path, typer.Argument(help="LLM4CP's or WiFo's .mat, or a QuaDRiGa .npz.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The HDF5 file to write.")],
+    spec: Annotated[
+        str, typer.Option(help="For WiFo's layout, which states no grid: a TOML file or a packaged spec.")
+    ] = "",
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
 ) -> None:
     """Turn channels that others made into a dataset."""
+    from airlam.datasets.catalog import resolve
     from airlam.datasets.exchange import import_foreign
 
-    import_foreign(path, output)
+    import_foreign(path, output, spec=resolve(spec) if spec else None, overwrite=overwrite)
     print(output)
 
 

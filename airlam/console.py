@@ -20,31 +20,39 @@ class Progress:
         self._shown_at = 0.0
         self._what = ""
         self._started_at = 0.0
+        self._first_done = 0  # above 0 where earlier work is resumed
+        self._done = 0
 
     def __call__(self, what: str, done: int, total: int, detail: str = "") -> None:
-        """Shows that ``done`` of ``total`` is done, with the time left at the pace so far."""
+        """Shows that ``done`` of ``total`` is done, with the time left at the pace since the first call.
+
+        Another ``what``, or a ``done`` that falls back, starts anew.
+        """
         now = time.monotonic()
-        new = what != self._what
+        new = what != self._what or done < self._done
         if new:
             self._end_line()
-            self._what, self._started_at = what, now
+            self._what, self._started_at, self._first_done = what, now, done
+        self._done = done
         interval = LIVE_INTERVAL_S if self._live else PLAIN_INTERVAL_S
         if not new and done < total and now - self._shown_at < interval:
             return
         self._shown_at = now
         elapsed_s = now - self._started_at
-        left = (
-            f", {_clock(elapsed_s / done * (total - done))} left"
-            if 0 < done < total and elapsed_s > 1
-            else ""
-        )
-        line = f"{what}: {done}/{total} in {_clock(elapsed_s)}{left}{', ' if detail else ''}{detail}"
+        line = f"{what}: {done}/{total} in {_clock(elapsed_s)}{self._left(elapsed_s, total)}"
+        line += f"{', ' if detail else ''}{detail}"
         print(
             f"\r\033[K{line}" if self._live else line,
             end="" if self._live else "\n",
             file=sys.stderr,
             flush=True,
         )
+
+    def _left(self, elapsed_s: float, total: int) -> str:
+        made = self._done - self._first_done
+        if made <= 0 or self._done >= total or elapsed_s <= 1:
+            return ""
+        return f", {_clock(elapsed_s / made * (total - self._done))} left"
 
     def __enter__(self) -> Self:
         return self

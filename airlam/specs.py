@@ -7,6 +7,7 @@ deeper code trusts them.
 import dataclasses
 import difflib
 import math
+import reprlib
 import tomllib
 import types
 import typing
@@ -36,7 +37,7 @@ def parse_spec(kind: type[Spec], text: str, where: str = "the spec") -> Spec:
     """The spec that a TOML text describes; ``where`` names the text in errors."""
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not TOML, or numbers and nesting beyond all reason
         raise SpecError(f"{where} is not TOML: {error}") from error
     return spec_from_dict(kind, values, where)
 
@@ -67,6 +68,9 @@ def spec_from_dict(kind: type[Spec], values: dict[str, Any], where: str = "the s
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """``value`` as the annotated type: nested specs, tuples, literals, numbers."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise SpecError(f"{where} is a number of {value.bit_length()} bits; expected at most 63")
+    shown = reprlib.repr(value)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         inner = [a for a in arguments if a is not type(None)]
@@ -75,11 +79,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value not in arguments:
             near = difflib.get_close_matches(str(value), [str(a) for a in arguments], n=1)
             hint_text = f"; did you mean {near[0]!r}?" if near else ""
-            raise SpecError(f"{where} is {value!r}; expected one of {list(arguments)}{hint_text}")
+            raise SpecError(f"{where} is {shown}; expected one of {list(arguments)}{hint_text}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise SpecError(f"{where} is {value!r}; expected a list")
+            raise SpecError(f"{where} is {shown}; expected a list")
         if arguments[-1] is Ellipsis:
             return tuple(_convert(arguments[0], item, where) for item in value)
         if len(value) != len(arguments):
@@ -87,14 +91,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return tuple(_convert(a, item, where) for a, item in zip(arguments, value, strict=True))
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
-            raise SpecError(f"{where} is {value!r}; expected a table")
+            raise SpecError(f"{where} is {shown}; expected a table")
         return spec_from_dict(typing.cast(type[Any], hint), value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise SpecError(f"{where} is {value!r}; expected {hint.__name__}")
+        raise SpecError(f"{where} is {shown}; expected {hint.__name__}")
     if hint is float and not math.isfinite(value):
-        raise SpecError(f"{where} is {value!r}; expected a finite number")
+        raise SpecError(f"{where} is {shown}; expected a finite number")
     return value
 
 
@@ -170,6 +174,8 @@ ChannelModel = Literal[
     "uma",
     "rma",
 ]
+BOTTOM_HZ, TOP_HZ = 0.5e9, 100e9
+RMA_TOP_HZ = 30e9  # TR 38.901, notes to table 7.4.1-1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,13 +193,19 @@ class ChannelSpec:
     shadow_fading: bool = False
 
     def __post_init__(self) -> None:
+        top_hz = RMA_TOP_HZ if self.model == "rma" else TOP_HZ
         require(
-            0.5e9 <= self.carrier_frequency_hz <= 100e9,
-            f"carrier_frequency_hz is {self.carrier_frequency_hz:g}; TR 38.901 covers 0.5e9 to 100e9",
+            BOTTOM_HZ <= self.carrier_frequency_hz <= top_hz,
+            f"carrier_frequency_hz is {self.carrier_frequency_hz:g}; "
+            f"TR 38.901 covers 0.5e9 to {top_hz / 1e9:g}e9 in {self.model}",
         )
         require(
             0 <= self.indoor_probability <= 1,
             f"indoor_probability is {self.indoor_probability}; expected 0 to 1",
+        )
+        require(
+            self.o2i_model == "low" or self.model in ("umi", "uma"),
+            f"o2i_model is {self.o2i_model!r}, which {self.model} does not know: drop it or take umi or uma",
         )
         if self.is_link_level:
             require(
@@ -203,6 +215,10 @@ class ChannelSpec:
             require(
                 not (self.path_loss or self.shadow_fading),
                 f"{self.model} has no path loss or shadow fading: drop those keys or take umi, uma or rma",
+            )
+            require(
+                self.los == "mixed" and self.indoor_probability == 0,
+                f"{self.model} has no line of sight or walls to choose: drop los and indoor_probability",
             )
         else:
             require(
@@ -227,6 +243,10 @@ class MobilitySpec:
         require(
             0 <= self.min_speed_m_per_s <= self.max_speed_m_per_s,
             f"speeds are {self.min_speed_m_per_s} to {self.max_speed_m_per_s} m/s; expected 0 <= min <= max",
+        )
+        require(
+            self.max_speed_m_per_s < SPEED_OF_LIGHT_M_PER_S,
+            f"max_speed_m_per_s is {self.max_speed_m_per_s:g}, beyond light; is it in m/s?",
         )
 
 
@@ -331,6 +351,10 @@ class DatasetSpec:
         require(self.num_users >= 1, f"num_users must be at least 1, got {self.num_users}")
         require(self.shard_drops >= 1, f"shard_drops must be at least 1, got {self.shard_drops}")
         require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        require(
+            not self.channel.is_link_level or self.placement == PlacementSpec(),
+            f"{self.channel.model} knows no places: drop placement or take umi, uma or rma",
+        )
         require(
             self.grid.bandwidth_hz < self.channel.carrier_frequency_hz,
             f"the grid spans {self.grid.bandwidth_hz:g} Hz, beyond the carrier at "
@@ -439,6 +463,7 @@ class LinkSpec:
     csi_snr_db: float = 20.0  # of the history that predictors see
     num_bits_per_symbol: int = 4
     coderate: float = 0.5
+    receiver: Literal["perfect", "dmrs"] = "perfect"  # how receivers know their precoded channels
     num_drops: int = 64
 
     def __post_init__(self) -> None:
@@ -448,7 +473,7 @@ class LinkSpec:
             self.num_bits_per_symbol in (1, 2, 4, 6, 8),
             f"num_bits_per_symbol is {self.num_bits_per_symbol}; expected 1, 2, 4, 6 or 8",
         )
-        require(0 < self.coderate < 1, f"coderate is {self.coderate}; expected between 0 and 1")
+        require(0.2 <= self.coderate <= 0.92, f"coderate is {self.coderate}; 5G LDPC takes 0.2 to 0.92")
         require(self.num_drops >= 1, f"num_drops must be at least 1, got {self.num_drops}")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy.special import j0
 
-from airlam.datasets.layout import SPLITS, ShardDigest, batch_arrays, drop_bytes
+from airlam.datasets.layout import SPLITS, ShardDigest, batch_arrays, drop_bytes, total_drops
 from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError
 from airlam.radio.channel import ChannelBatch
@@ -103,7 +103,7 @@ def info(path: Path) -> str:
             f"speed        {spec.mobility.min_speed_m_per_s:g} to {spec.mobility.max_speed_m_per_s:g} m/s "
             f"({spec.doppler_cycles_per_slot:.3g} cycles of Doppler a slot)",
             f"seed         {spec.seed}",
-            f"made by      {dataset.attributes['source']}; {made}",
+            f"made by      {dataset.attributes.get('source', 'unknown')}; {made}",
         ]
     )
 
@@ -111,32 +111,32 @@ def info(path: Path) -> str:
 def verify(path: Path, *, on_progress: Callable[[str, int, int, str], None] | None = None) -> Card:
     """Reads every channel once; DataError names the first shard whose checksum or values are wrong.
 
-    Also a DataError: users with a speed whose channels stand still.
+    Also a DataError: channels that are all zero, and users with a speed whose channels stand still.
     """
+    report = on_progress or (lambda *_: None)
     with ChannelDataset.open(path) as dataset:
         tally = _Tally(spec=dataset.spec)
-        total = sum(dataset.num_drops(split) for split in SPLITS)
+        total = total_drops(dataset.spec)
         for split in SPLITS:
-            _verify_split(dataset, split, tally)
-            if on_progress is not None:
-                on_progress("drops", tally.num_drops, total, "")
+            for shard, expected in enumerate(dataset.shard_checksums(split)):
+                _verify_shard(dataset, split, shard, expected, tally)
+                report("drops", tally.num_drops, total, "")
+        if not tally.power:
+            raise DataError(f"{path}: every channel is zero; generate it again")
         _require_motion(dataset, tally)
         return tally.card(path.stat().st_size)
 
 
-def _verify_split(dataset: ChannelDataset, split: str, tally: "_Tally") -> None:
-    """Checks each shard of a split against its checksum and adds its channels to the tally."""
-    for shard, expected in enumerate(dataset.shard_checksums(split)):
-        digest = ShardDigest()
-        for batch in _blocks(dataset, split, shard):
-            if not bool(torch.isfinite(torch.view_as_real(batch.h_freq)).all()):
-                raise DataError(
-                    f"{dataset.path}: {split} shard {shard} holds NaN or infinity; generate it again"
-                )
-            digest.update(batch_arrays(batch))
-            tally.add(batch)
-        if digest.hexdigest() != expected:
-            raise DataError(f"{dataset.path}: {split} shard {shard} fails its checksum; generate it again")
+def _verify_shard(dataset: ChannelDataset, split: str, shard: int, expected: str, tally: "_Tally") -> None:
+    """Checks a shard against its checksum and adds its channels to the tally."""
+    digest = ShardDigest()
+    for batch in _blocks(dataset, split, shard):
+        if not bool(torch.isfinite(torch.view_as_real(batch.h_freq)).all()):
+            raise DataError(f"{dataset.path}: {split} shard {shard} holds NaN or infinity; generate it again")
+        digest.update(batch_arrays(batch))
+        tally.add(batch)
+    if digest.hexdigest() != expected:
+        raise DataError(f"{dataset.path}: {split} shard {shard} fails its checksum; generate it again")
 
 
 def _blocks(dataset: ChannelDataset, split: str, shard: int) -> Iterator[ChannelBatch]:

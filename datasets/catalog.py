@@ -60,9 +60,9 @@ def packaged_spec(name: str) -> DatasetSpec:
 
 
 def resolve(name_or_path: str) -> DatasetSpec:
-    """The spec in a TOML file, or the packaged one of that name."""
+    """The spec in a TOML file, or the packaged one of that name (a folder called so does not hide it)."""
     path = Path(name_or_path)
-    if path.suffix == ".toml" or path.exists():
+    if path.suffix == ".toml" or (path.exists() and not path.is_dir()):
         return read_spec(DatasetSpec, path)
     return packaged_spec(name_or_path)
 

@@ -11,21 +11,20 @@ Its frequency axis has Sionna's sign: delays come out positive under exp(-j 2 pi
 """
 
 import dataclasses
-import zipfile
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import h5py
 import numpy as np
-import scipy.io
 import torch
 from einops import rearrange
 from numpy.typing import NDArray
 
 from airlam.datasets.export import export
+from airlam.datasets.foreign_files import Header, read_matlab, read_npz, require_finite
 from airlam.datasets.layout import drop_shape, write_dataset
-from airlam.errors import DataError
+from airlam.errors import DataError, SpecError
 from airlam.radio.channel import ChannelBatch, PredictionSetting
 from airlam.specs import (
     ArraySpec,
@@ -87,9 +86,15 @@ class ForeignLinks:
         return self.future_fdd
 
 
-def llm4cp_spec(name: str, description: str, num_links: int, split: str = "test") -> DatasetSpec:
-    """LLM4CP's setting as QuaDRiGa makes it: its base station has V and H ports and tilts electrically."""
+def llm4cp_spec(
+    name: str, description: str, num_links: int, speeds_kmh: tuple[float, float], split: str = "test"
+) -> DatasetSpec:
+    """LLM4CP's setting as QuaDRiGa makes it: its base station has V and H ports and tilts electrically.
+
+    speeds_kmh: the lowest and the highest that the links have.
+    """
     sizes = dict.fromkeys(("train", "validation", "test"), 0) | {split: num_links}
+    low, high = speeds_kmh
     return DatasetSpec(
         name=name,
         description=description,
@@ -102,7 +107,7 @@ def llm4cp_spec(name: str, description: str, num_links: int, split: str = "test"
             base_station_height_m=30.0, arc_deg=(120.0, 240.0), user_orientation="heading"
         ),
         mobility=MobilitySpec(
-            min_speed_m_per_s=10.0 / KMH_PER_M_PER_S, max_speed_m_per_s=MAX_SPEED_KMH / KMH_PER_M_PER_S
+            min_speed_m_per_s=low / KMH_PER_M_PER_S, max_speed_m_per_s=high / KMH_PER_M_PER_S
         ),
         grid=GridSpec(
             subcarrier_spacing_hz=180e3,
@@ -119,12 +124,15 @@ def load_quadriga(path: str | Path) -> ForeignLinks:
     DataError where the file is not such a set; its headers are checked before memory is taken.
     """
     path = Path(path)
-    arrays = _read_npz(path, {*QUADRIGA_ARRAYS, "speeds_kmh", "scale"}, _check_quadriga)
+    arrays = read_npz(path, {*QUADRIGA_ARRAYS, "speeds_kmh", "scale"}, _check_quadriga)
+    _check_quadriga_values(path, arrays)
     channels = {name: _quadriga_links(arrays[name]) for name in QUADRIGA_ARRAYS}
     users = arrays["H_his"].shape[1]
-    speed = np.repeat(arrays["speeds_kmh"].astype(np.float32) / KMH_PER_M_PER_S, users)
+    speeds_kmh = arrays["speeds_kmh"]
+    speed = np.repeat(speeds_kmh.astype(np.float32) / KMH_PER_M_PER_S, users)
+    extremes = float(speeds_kmh.min()), float(speeds_kmh.max())
     return ForeignLinks(
-        spec=llm4cp_spec(path.stem, "QuaDRiGa channels in LLM4CP's setting", len(speed)),
+        spec=llm4cp_spec(path.stem, "QuaDRiGa channels in LLM4CP's setting", len(speed), extremes),
         history=channels["H_his"],
         future_tdd=channels["H_pre"],
         future_fdd=channels["H_D"],
@@ -156,8 +164,9 @@ def load_llm4cp(folder: str | Path, split: str) -> ForeignLinks:
         speed_kmh = torch.linspace(10.0, MAX_SPEED_KMH, 10)
     else:  # the training set: 900 speeds from 10.1 km/h
         speed_kmh = 10 + 90 * torch.arange(1, num_speeds + 1) / num_speeds
+    extremes = float(speed_kmh[0]), float(speed_kmh[-1])
     return ForeignLinks(
-        spec=llm4cp_spec(f"llm4cp_{split}", "LLM4CP's own files", len(history)),
+        spec=llm4cp_spec(f"llm4cp_{split}", "LLM4CP's own files", len(history), extremes),
         history=history,
         future_tdd=future,
         future_fdd=channels["fdd"][0] if "fdd" in channels else None,
@@ -172,8 +181,11 @@ def import_foreign(
 
     A QuaDRiGa ``.npz``; one of LLM4CP's ``H_U_*_<split>.mat``, whose companions lie beside it; or WiFo's
     ``.mat``, which says nothing of its grid: ``spec`` does, or a TOML file of the same name beside it.
-    DataError for other files.
+    DataError for other files, SpecError for a ``spec`` where the layout states its own.
     """
+    states_grid = path.suffix == ".npz" or path.name.startswith("H_")
+    if states_grid and spec is not None:
+        raise SpecError(f"the layout of {path.name} states its own grid and array; leave the spec out")
     if path.suffix == ".npz":
         import_links(load_quadriga(path), target, overwrite=overwrite)
     elif path.name.startswith("H_"):
@@ -181,24 +193,29 @@ def import_foreign(
         kept = "train" if split == "train" else "test"
         import_links(load_llm4cp(path.parent, split), target, split=kept, overwrite=overwrite)
     elif path.suffix == ".mat":
-        beside = path.with_suffix(".toml")
-        if spec is None and not beside.exists():
-            raise DataError(
-                f"{path} does not say its grid and array; describe them in a dataset spec {beside}"
-            )
-        import_wifo(path, spec or read_spec(DatasetSpec, beside), target, overwrite=overwrite)
+        import_wifo(path, spec or _spec_beside(path), target, overwrite=overwrite)
     else:
         raise DataError(
             f"{path} ends in {path.suffix!r}; QuaDRiGa's .npz, LLM4CP's or WiFo's .mat can be imported"
         )
 
 
+def _spec_beside(path: Path) -> DatasetSpec:
+    """The spec in the TOML file of the same name; DataError where there is none."""
+    beside = path.with_suffix(".toml")
+    if not beside.exists():
+        raise DataError(
+            f"{path} does not say its grid and array; give a dataset spec, or describe them in {beside}"
+        )
+    return read_spec(DatasetSpec, beside)
+
+
 def import_links(links: ForeignLinks, target: Path, *, split: str = "test", overwrite: bool = False) -> None:
     """Writes the TDD part of foreign links, history and future in one, as a dataset of ours."""
     wide = links.spec
-    spec = llm4cp_spec(wide.name, wide.description, len(links.history), split)
-    grid = dataclasses.replace(spec.grid, num_downlink_subcarriers=0)
-    tdd = dataclasses.replace(spec, grid=grid)
+    sizes = dict.fromkeys(("train", "validation", "test"), 0) | {split: len(links.history)}
+    grid = dataclasses.replace(wide.grid, num_downlink_subcarriers=0)
+    tdd = dataclasses.replace(wide, grid=grid, drops=SplitSizes(**sizes))
     h_freq = torch.cat([links.history, links.future_tdd], dim=1)  # [links, slots, user_ant, bs_ant, f]
     h_freq = rearrange(h_freq, "b t user bs f -> b 1 bs 1 user t f").contiguous()
     batch = _batch(h_freq, tdd, links.speed_m_per_s[:, None])
@@ -212,9 +229,9 @@ def import_wifo(path: Path, spec: DatasetSpec, target: Path, *, overwrite: bool 
     replaced), its ports taken in the file's order and its users at the middle of the speed range. DataError
     where the shapes disagree.
     """
-    values = _read_matlab(path, "X_val")
+    values = read_matlab(path, "X_val")
     expected = (spec.grid.num_slots, spec.base_station.num_ports, spec.grid.num_subcarriers)
-    if values.ndim != 4 or values.shape[1:] != expected or drop_shape(spec)[2:4] != (1, 1):
+    if values.ndim != 4 or values.shape[1:] != expected or drop_shape(spec)[2:4] != (1, 1) or not values.size:
         raise DataError(
             f"{path}: X_val is {values.shape}; the spec asks for samples x {expected}, "
             "uplink from one user antenna"
@@ -253,8 +270,8 @@ def _quadriga_links(values: NDArray[Any]) -> torch.Tensor:
 
 def _llm4cp_links(path: Path, name: str, num_slots: int) -> tuple[torch.Tensor, int]:
     """Links of one LLM4CP file, and how many speeds it has."""
-    values = _read_matlab(path, name)
-    if values.ndim != 7 or values.shape[2:] != (num_slots, NUM_BLOCKS, 4, 4, 2):
+    values = read_matlab(path, name)
+    if values.ndim != 7 or values.shape[2:] != (num_slots, NUM_BLOCKS, 4, 4, 2) or not values.size:
         raise DataError(
             f"{path}: {name} is {values.shape}; expected speeds x users x {num_slots} x 48 x 4 x 4 x 2"
         )
@@ -262,67 +279,29 @@ def _llm4cp_links(path: Path, name: str, num_slots: int) -> tuple[torch.Tensor, 
     return _to_our_ports(rearrange(torch.from_numpy(values), pattern)), values.shape[0]
 
 
-def _read_matlab(path: Path, name: str) -> NDArray[np.complex64]:
-    """A complex variable of a .mat file, v7.3 (HDF5) or older, with MATLAB's axes in MATLAB's order."""
-    try:
-        if h5py.is_hdf5(path):
-            with h5py.File(path, "r") as file:
-                return _read_matlab73(file, path, name)
-        values = scipy.io.loadmat(path, variable_names=[name]).get(name)
-    except (OSError, ValueError, NotImplementedError, scipy.io.matlab.MatReadError) as error:
-        raise DataError(f"cannot read {path} as MATLAB: {str(error).splitlines()[0]}") from None
-    if values is None:
-        raise DataError(f"{path} holds no {name}; is it the right file?")
-    return np.ascontiguousarray(values, np.complex64)
-
-
-def _read_matlab73(file: h5py.File, path: Path, name: str) -> NDArray[np.complex64]:
-    """A variable of a v7.3 file: HDF5 lists the axes in reverse, complex values are pairs real, imag."""
-    variable = file.get(name)
-    if not isinstance(variable, h5py.Dataset):
-        raise DataError(f"{path} holds no {name}; it has {', '.join(file)}")
-    if variable.dtype.names != ("real", "imag"):
-        return np.ascontiguousarray(variable[()].T, np.complex64)
-    pair = np.dtype([("real", "<f4"), ("imag", "<f4")])
-    values: NDArray[np.complex64] = variable.astype(pair)[()].view(np.complex64)
-    return np.ascontiguousarray(values.T)
-
-
-def _read_npz(path: Path, names: set[str], check: Any) -> dict[str, NDArray[Any]]:
-    """Arrays of an NPZ after ``check`` has seen their shapes; never unpickles."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            missing = sorted(names - {member.removesuffix(".npy") for member in archive.namelist()})
-            if missing:
-                raise DataError(f"{path} holds no {missing[0]}; expected {', '.join(sorted(names))}")
-            check(path, {name: _npy_shape(archive, name) for name in names})
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} is no whole NPZ file: {str(error).splitlines()[0]}") from None
-
-
-def _npy_shape(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and kind of a member, from its header alone."""
-    with archive.open(f"{name}.npy") as member:
-        return _npy_header(member)
-
-
-def _npy_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = np.lib.format.read_magic(member)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(member)
-    return shape, dtype
-
-
-def _check_quadriga(path: Path, found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> None:
-    """DataError where the arrays of a set have other shapes than LLM4CP's setting."""
+def _check_quadriga(path: Path, found: dict[str, Header]) -> None:
+    """DataError where the arrays of a set have other shapes or kinds than LLM4CP's setting."""
+    for name, num_axes in (("speeds_kmh", 1), ("scale", 0)):
+        shape, dtype = found[name]
+        if len(shape) != num_axes or dtype.kind not in "fiu":
+            raise DataError(f"{path}: {name} is {dtype} {shape}; expected real numbers with {num_axes} axes")
+    num_speeds = found["speeds_kmh"][0][0]
     users = found["H_his"][0][1] if len(found["H_his"][0]) > 1 else 0
-    num_speeds = found["speeds_kmh"][0][0] if found["speeds_kmh"][0] else 0
+    if not (users and num_speeds):
+        raise DataError(f"{path} holds {num_speeds} speeds of {users} users; expected at least one of each")
     for name, slots in QUADRIGA_ARRAYS.items():
         shape, dtype = found[name]
         expected = (num_speeds, users, slots, NUM_BLOCKS, NUM_PORTS, 2)
         if shape != expected or dtype.kind != "f":
             raise DataError(f"{path}: {name} is {dtype} {shape}; expected real {expected}")
+
+
+def _check_quadriga_values(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """DataError where speeds, scale or channels are what no channel has."""
+    speeds, scale = arrays["speeds_kmh"], float(arrays["scale"])
+    if not (np.isfinite(speeds).all() and (speeds >= 0).all()):
+        raise DataError(f"{path}: speeds_kmh are {speeds.tolist()}; expected finite ones from 0 up")
+    if not (math.isfinite(scale) and scale > 0):
+        raise DataError(f"{path}: scale is {scale}; expected a positive one")
+    for name in QUADRIGA_ARRAYS:
+        require_finite(arrays[name], path, name)

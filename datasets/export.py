@@ -9,7 +9,17 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from airlam.datasets.layout import FIELDS, SPLITS, batch_arrays, drop_bytes, field_shape, refuse_existing
+from airlam.datasets.layout import (
+    FIELDS,
+    SPLITS,
+    batch_arrays,
+    drop_bytes,
+    field_shape,
+    file_bytes,
+    new_hdf5,
+    refuse_existing,
+    total_drops,
+)
 from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError
 from airlam.files import whole_file
@@ -17,6 +27,7 @@ from airlam.specs import spec_to_toml
 
 BLOCK_BYTES = 64 * 2**20
 MATLAB_USERBLOCK_BYTES = 512
+MATLAB_LIBVER = ("earliest", "v108")  # what the HDF5 in MATLAB releases still in use can open
 MATLAB_CLASSES = {"complex64": "single", "float32": "single", "bool": "logical"}
 MATLAB_COMPLEX = np.dtype([("real", "<f4"), ("imag", "<f4")])
 
@@ -54,7 +65,8 @@ def write_matlab(dataset: ChannelDataset, target: Path) -> None:
     MATLAB counts axes from the other end: there a channel is (num_subcarriers, ..., num_rx, drop), as its
     ``_axes`` variable says.
     """
-    with h5py.File(target, "w", userblock_size=MATLAB_USERBLOCK_BYTES, libver=("v110", "v110")) as file:
+    size = file_bytes(dataset.spec, total_drops(dataset.spec))
+    with new_hdf5(target, size, userblock_size=MATLAB_USERBLOCK_BYTES, libver=MATLAB_LIBVER) as file:
         _add_matlab_text(file, "spec", spec_to_toml(dataset.spec))
         for split in _filled_splits(dataset):
             for name, field in FIELDS.items():
@@ -72,20 +84,29 @@ def write_tfrecord(dataset: ChannelDataset, target: Path) -> None:
     except ImportError:
         raise DataError("TFRecord needs TensorFlow; pip install 'airlam[litert]'") from None
 
+    try:
+        with tf.io.TFRecordWriter(str(target)) as writer:
+            for split in _filled_splits(dataset):
+                for arrays in _blocks(dataset, split):
+                    for row in range(len(arrays["h_freq"])):
+                        writer.write(_example(tf, split, {k: v[row] for k, v in arrays.items()}))
+    except tf.errors.OpError as error:
+        raise DataError(f"cannot write TFRecords: {error.message}; check the path and free space") from None
+
+
+def _example(tf: Any, split: str, drop: dict[str, NDArray[Any]]) -> bytes:
+    """A drop as a serialised Example."""
+
     def text(value: bytes) -> Any:
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
-    with tf.io.TFRecordWriter(str(target)) as writer:
-        for split in _filled_splits(dataset):
-            for arrays in _blocks(dataset, split):
-                for row in range(len(arrays["h_freq"])):
-                    features = {"split": text(split.encode())}
-                    for name, values in arrays.items():
-                        features[name] = text(values[row].tobytes())
-                        shape = tf.train.Int64List(value=values[row].shape)
-                        features[f"{name}_shape"] = tf.train.Feature(int64_list=shape)
-                    example = tf.train.Example(features=tf.train.Features(feature=features))
-                    writer.write(example.SerializeToString())
+    features = {"split": text(split.encode())}
+    for name, values in drop.items():
+        features[name] = text(values.tobytes())
+        shape = tf.train.Int64List(value=values.shape)
+        features[f"{name}_shape"] = tf.train.Feature(int64_list=shape)
+    example: bytes = tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+    return example
 
 
 def _filled_splits(dataset: ChannelDataset) -> list[str]:

@@ -25,19 +25,25 @@ from numpy.typing import NDArray
 
 from airlam.datasets.layout import (
     FIELDS,
+    LIBVER,
     SPLITS,
     batch_arrays,
     create_field,
-    create_file,
     drop_bytes,
     drop_shape,
+    file_bytes,
+    new_dataset,
+    new_hdf5,
     refuse_existing,
+    refuse_folder,
     software_versions,
+    total_drops,
     write_shard,
 )
+from airlam.datasets.store import ChannelDataset
 from airlam.datasets.synthesis import draw_drops
 from airlam.errors import DataError, SpecError
-from airlam.files import whole_file
+from airlam.files import recover, whole_file
 from airlam.specs import DatasetSpec, spec_to_toml
 
 MAX_CLUSTERS = 25  # of CDL-B to E and of UMi, UMa and RMa with their sub-clusters
@@ -45,6 +51,7 @@ RAYS_PER_CLUSTER = 20
 BLOCK_BYTES = 64 * 2**20  # intermediates of the drops that are drawn at once; larger is not faster
 PROCESS_BYTES = 600 * 2**20  # interpreter, torch and Sionna, before the first drop
 DISK_SLACK = 1.02
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Progress = Callable[[str, int, int, str], None]
 
@@ -108,13 +115,18 @@ def generate(
     """Draws the spec's drops with Sionna into an HDF5 file; a second call after an interruption goes on.
 
     memory_budget_bytes bounds the whole process, ``PROCESS_BYTES`` for the libraries included.
-    on_progress(what, done, total, detail) is called after each block of drops.
+    on_progress(what, done, total, detail) is called at the start and after each block of drops.
     SpecError where one block does not fit the budget or the model cannot do what the spec asks; DataError
     where the target exists, another process is writing it, or the disk is too small.
     """
-    refuse_existing(path, overwrite)
+    refuse_folder(path)
     _require_memory(spec, memory_budget_bytes)
-    with _parts_folder(spec, path) as parts:
+    with _parts_folder(path) as parts:
+        if not overwrite and _only_parts_remain(spec, path, parts):
+            return
+        refuse_existing(path, overwrite)
+        _keep_own_parts(spec, parts)
+        recover(path)
         _require_disk(spec, path, parts)
         shards = plan_shards(spec)
         try:
@@ -125,12 +137,11 @@ def generate(
             logger.warning("stopped with %d of %d shards done; run it again to go on", done, len(shards))
             raise
         except OSError as error:
-            if error.errno != errno.ENOSPC and "No space left" not in str(error):
+            if error.errno not in NO_ROOM:
                 raise
             raise DataError(
                 f"the disk of {path} is full; free some space and run it again to go on"
             ) from None
-    shutil.rmtree(parts)
 
 
 def _require_memory(spec: DatasetSpec, budget: int) -> None:
@@ -146,7 +157,7 @@ def _require_memory(spec: DatasetSpec, budget: int) -> None:
 
 def _require_disk(spec: DatasetSpec, path: Path, parts: Path) -> None:
     """DataError where the parts still to come and the file itself do not fit the disk."""
-    total = drop_bytes(spec) * sum(getattr(spec.drops, split) for split in SPLITS)
+    total = drop_bytes(spec) * total_drops(spec)
     there = sum(file.stat().st_size for file in parts.iterdir())
     needed = int(DISK_SLACK * (2 * total - min(there, total)))
     free = shutil.disk_usage(path.parent).free
@@ -158,8 +169,8 @@ def _require_disk(spec: DatasetSpec, path: Path, parts: Path) -> None:
 
 
 @contextmanager
-def _parts_folder(spec: DatasetSpec, path: Path) -> Iterator[Path]:
-    """The folder of finished shards, for this process alone; shards of another spec or software go."""
+def _parts_folder(path: Path) -> Iterator[Path]:
+    """The folder of finished shards, for this process alone; it stays only where shards wait in it."""
     parts = path.with_name(f".{path.name}.parts")
     parts.mkdir(parents=True, exist_ok=True)
     with (parts / "lock").open("w") as lock:
@@ -167,15 +178,42 @@ def _parts_folder(spec: DatasetSpec, path: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(f"another process is writing {path}; wait for it or stop it") from None
-        mark = parts / f"made-by-{_fingerprint(spec)}"
-        if not mark.exists():
-            for file in parts.iterdir():
-                if file.name != "lock":
-                    file.unlink()
-            mark.touch()
-        for file in parts.glob(".*.part"):  # cut off by a kill
-            file.unlink()
-        yield parts
+        done = False
+        try:
+            yield parts
+            done = True
+        finally:
+            if done or not any(parts.glob("*.h5")):
+                shutil.rmtree(parts)
+
+
+def _keep_own_parts(spec: DatasetSpec, parts: Path) -> None:
+    """Shards of another spec or software go, and what a kill cut off."""
+    mark = _mark(spec, parts)
+    if not mark.exists():
+        for file in parts.iterdir():
+            if file.name != "lock":
+                file.unlink()
+        mark.touch()
+    for file in parts.glob(".*.part"):
+        file.unlink()
+
+
+def _only_parts_remain(spec: DatasetSpec, path: Path, parts: Path) -> bool:
+    """Whether a run of this spec was killed after its file was whole and before its parts were gone."""
+    if not (_mark(spec, parts).exists() and path.is_file()):
+        return False
+    try:
+        dataset = ChannelDataset.open(path)
+    except DataError:  # some other file
+        return False
+    made_by = {name: dataset.attributes.get(f"version_{name}") for name in software_versions()}
+    return dataset.spec == spec and made_by == software_versions()
+
+
+def _mark(spec: DatasetSpec, parts: Path) -> Path:
+    """The file that says whose parts these are."""
+    return parts / f"made-by-{_fingerprint(spec)}"
 
 
 def _fingerprint(spec: DatasetSpec) -> str:
@@ -186,14 +224,17 @@ def _fingerprint(spec: DatasetSpec) -> str:
 
 def _draw_missing(spec: DatasetSpec, parts: Path, shards: list[Shard], on_progress: Progress | None) -> None:
     """Draws each shard that has no file yet."""
-    total = sum(shard.num_drops for shard in shards)
-    done = 0
-    for shard in shards:
-        target = parts / shard.file_name
-        if target.exists():
-            done += shard.num_drops
-            continue
-        with whole_file(target) as temporary, h5py.File(temporary, "w") as file:
+    missing = [shard for shard in shards if not (parts / shard.file_name).exists()]
+    total = total_drops(spec)
+    done = total - sum(shard.num_drops for shard in missing)
+    report = on_progress or (lambda *_: None)
+    report("drops", done, total, "")
+    for shard in missing:
+        size = file_bytes(spec, shard.num_drops)
+        with (
+            whole_file(parts / shard.file_name) as temporary,
+            new_hdf5(temporary, size, libver=LIBVER) as file,
+        ):
             for name, field in FIELDS.items():
                 create_field(file, spec, name, field, shard.num_drops)
             row = 0
@@ -202,11 +243,8 @@ def _draw_missing(spec: DatasetSpec, parts: Path, shards: list[Shard], on_progre
                 for name, values in arrays.items():
                     file[name][row:stop] = values
                 row = stop
-                if on_progress is not None:
-                    on_progress("drops", done + row, total, "")
+                report("drops", done + row, total, "")
         done += shard.num_drops
-    if on_progress is not None:
-        on_progress("drops", total, total, "")
 
 
 def plan_blocks(spec: DatasetSpec, shard: Shard) -> list[tuple[int, int]]:
@@ -224,7 +262,7 @@ def _draw_blocks(spec: DatasetSpec, shard: Shard) -> Iterator[dict[str, NDArray[
 
 def _assemble(spec: DatasetSpec, path: Path, parts: Path, shards: list[Shard]) -> None:
     """All shards into the target, which appears whole."""
-    with whole_file(path) as temporary, create_file(temporary, spec, "generated") as file:
+    with whole_file(path) as temporary, new_dataset(temporary, spec, "generated") as file:
         for shard in shards:
             with h5py.File(parts / shard.file_name, "r") as part:
                 blocks = _stored_blocks(part, drops_per_block(spec))

@@ -6,7 +6,9 @@ hold ``FIELDS`` by drop, and ``shard_sha256`` and ``shard_seed`` by shard of ``s
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airlam.errors import DataError
-from airlam.files import whole_file
+from airlam.files import reserve, whole_file
 from airlam.radio.channel import ChannelBatch
 from airlam.specs import DatasetSpec, spec_to_toml
 
@@ -26,6 +28,8 @@ FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 AXES = ("drop", "num_rx", "num_rx_ant", "num_tx", "num_tx_ant", "num_ofdm_symbols", "num_subcarriers")
 VERSIONED = ("airlam", "sionna", "torch", "numpy", "h5py")
+LIBVER = ("v110", "v110")  # of HDF5: its index of chunks is small and read at once
+HEAD_BYTES, INDEX_BYTES_PER_DROP = 2**18, 64  # above what a file holds besides its drops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +50,7 @@ FIELDS = {
     "los": Field(dtype="bool", unit="1 (line of sight)", axes=("drop", "user")),
     "path_loss_db": Field(dtype="float32", unit="dB, 0 where the model has none", axes=("drop", "user")),
 }
+SHARD_FIELDS = {"shard_sha256": "S64", "shard_seed": "uint64"}
 
 
 def drop_shape(spec: DatasetSpec) -> tuple[int, ...]:
@@ -79,24 +84,56 @@ def software_versions() -> dict[str, str]:
     return found
 
 
-def create_file(path: Path, spec: DatasetSpec, source: str) -> h5py.File:
+@contextmanager
+def new_hdf5(path: Path, num_bytes: int, **options: Any) -> Iterator[h5py.File]:
+    """A new HDF5 file, open for writing, whose room on disk is taken first; OSError where there is none.
+
+    HDF5 does not survive a full disk: what it could not write it tries again when the process ends, and
+    crashes. num_bytes: at least what will be written; the file ends up no longer than it must be.
+    """
+    with path.open("wb") as probe:  # HDF5 writes as soon as it opens
+        reserve(probe.fileno(), num_bytes)
+    with h5py.File(path, "w", **options) as file:
+        reserve(file.id.get_vfd_handle(), num_bytes)  # opening it has let go of the room
+        yield file
+        file.flush()
+        used = file.id.get_filesize()
+    os.truncate(path, used)
+
+
+def file_bytes(spec: DatasetSpec, num_drops: int) -> int:
+    """Bytes of a file with so many drops, from above."""
+    return HEAD_BYTES + num_drops * (drop_bytes(spec) + INDEX_BYTES_PER_DROP)
+
+
+def total_drops(spec: DatasetSpec) -> int:
+    """Drops of all splits."""
+    return sum(getattr(spec.drops, split) for split in SPLITS)
+
+
+@contextmanager
+def new_dataset(path: Path, spec: DatasetSpec, source: str) -> Iterator[h5py.File]:
     """A new file with every dataset laid out and nothing in it; same spec and versions, same bytes."""
-    file = h5py.File(path, "w", libver=("v110", "v110"), track_order=False)
-    file.attrs["format"] = FORMAT
-    file.attrs["format_version"] = FORMAT_VERSION
-    file.attrs["source"] = source
-    file.attrs["spec"] = spec_to_toml(spec)
-    for name, found in software_versions().items():
-        file.attrs[f"version_{name}"] = found
-    for split in SPLITS:
-        group = file.create_group(split)
-        num_drops = getattr(spec.drops, split)
-        for name, field in FIELDS.items():
-            create_field(group, spec, name, field, num_drops)
-        num_shards = math.ceil(num_drops / spec.shard_drops)
-        group.create_dataset("shard_sha256", (num_shards,), "S64", track_times=False)
-        group.create_dataset("shard_seed", (num_shards,), "uint64", track_times=False)
-    return file
+    with new_hdf5(path, file_bytes(spec, total_drops(spec)), libver=LIBVER, track_order=False) as file:
+        file.attrs["format"] = FORMAT
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["source"] = source
+        file.attrs["spec"] = spec_to_toml(spec)
+        for name, found in software_versions().items():
+            file.attrs[f"version_{name}"] = found
+        for split in SPLITS:
+            _create_split(file, spec, split)
+        yield file
+
+
+def _create_split(file: h5py.File, spec: DatasetSpec, split: str) -> None:
+    group = file.create_group(split)
+    num_drops = getattr(spec.drops, split)
+    for name, field in FIELDS.items():
+        create_field(group, spec, name, field, num_drops)
+    shape = (math.ceil(num_drops / spec.shard_drops),)
+    for name, kind in SHARD_FIELDS.items():
+        group.create_dataset(name, shape, kind, track_times=False)
 
 
 def create_field(group: h5py.Group, spec: DatasetSpec, name: str, field: Field, num_drops: int) -> None:
@@ -122,10 +159,10 @@ def write_dataset(
 ) -> None:
     """Writes channels that are in memory; ``source`` says where they come from.
 
-    The sizes in ``spec.drops`` must be those of the batches (DataError).
+    The sizes in ``spec.drops`` must be those of the batches, and every value finite (DataError).
     """
     refuse_existing(path, overwrite)
-    with whole_file(path) as temporary, create_file(temporary, spec, source) as file:
+    with whole_file(path) as temporary, new_dataset(temporary, spec, source) as file:
         for split in SPLITS:
             expected = getattr(spec.drops, split)
             given = splits[split].h_freq.shape[0] if split in splits else 0
@@ -140,10 +177,11 @@ def write_dataset(
 def write_shard(
     group: h5py.Group, spec: DatasetSpec, shard: int, blocks: Iterator[dict[str, NDArray[Any]]], seed: int
 ) -> None:
-    """Writes one shard block by block, with its seed and checksum."""
+    """Writes one shard block by block, with its seed and checksum; DataError names a drop with NaN."""
     digest = ShardDigest()
     row = shard * spec.shard_drops
     for arrays in blocks:
+        _require_finite(arrays, group.name.strip("/"), row)
         stop = row + len(arrays["h_freq"])
         for name, values in arrays.items():
             group[name][row:stop] = values
@@ -151,6 +189,14 @@ def write_shard(
         row = stop
     group["shard_sha256"][shard] = digest.hexdigest().encode()
     group["shard_seed"][shard] = seed
+
+
+def _require_finite(arrays: Mapping[str, NDArray[Any]], split: str, first: int) -> None:
+    for name, values in arrays.items():
+        sound = np.isfinite(values).reshape(len(values), -1).all(axis=1)  # [block]
+        if not sound.all():
+            drop = first + int(np.argmin(sound))
+            raise DataError(f"{split} drop {drop} has NaN or infinity in {name}; mend or leave out that drop")
 
 
 class ShardDigest:
@@ -174,7 +220,14 @@ class ShardDigest:
         return whole.hexdigest()
 
 
+def refuse_folder(path: Path) -> None:
+    """DataError where the target is a folder."""
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name a file, as in {path / 'NAME'}")
+
+
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """DataError where the target is there already and may not be replaced."""
+    """DataError where the target is a folder, or is there already and may not be replaced."""
+    refuse_folder(path)
     if path.exists() and not overwrite:
         raise DataError(f"{path} exists; choose another name or allow overwriting it")

@@ -20,18 +20,30 @@ from airlam.datasets.layout import (
     FIELDS,
     FORMAT,
     FORMAT_VERSION,
+    SHARD_FIELDS,
     SPLITS,
     drop_shape,
     field_shape,
     software_versions,
     write_dataset,
 )
-from airlam.errors import DataError, SpecError
+from airlam.errors import AirlamError, DataError, SpecError
 from airlam.radio.channel import ChannelBatch
 from airlam.specs import DatasetSpec, parse_spec
 
 __all__ = ["ChannelDataset", "software_versions", "write_dataset"]
 
+# what h5py raises, besides OSError, on a file whose inside is damaged
+H5PY_ERRORS = (
+    OSError,
+    LookupError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+)
 READ_VECTORS = 512  # buffers in one vectored read; the kernel allows 1024
 
 
@@ -68,10 +80,12 @@ class ChannelDataset:
                 spec = _read_spec(file, path)
                 splits = {split: _read_split(file, spec, split, path) for split in SPLITS}
                 attributes = {key: str(value) for key, value in file.attrs.items() if key != "spec"}
-        except OSError as error:
-            reason = str(error).splitlines()[0]
+        except AirlamError:
+            raise
+        except H5PY_ERRORS as error:
+            reason = " ".join(str(error).split())
             raise DataError(
-                f"{path} is no HDF5 file or was cut short ({reason}); generate it again"
+                f"{path} is no HDF5 file, or it is damaged or cut short ({reason}); generate it again"
             ) from None
         return ChannelDataset(path, spec, splits, attributes)
 
@@ -184,17 +198,18 @@ def _read_spec(file: h5py.File, path: Path) -> DatasetSpec:
 def _read_split(file: h5py.File, spec: DatasetSpec, split: str, path: Path) -> _Split:
     """The places of a split's drops and its small fields, checked against the spec."""
     num_drops = getattr(spec.drops, split)
-    fields = {name: file.get(f"{split}/{name}") for name in (*FIELDS, "shard_sha256", "shard_seed")}
+    num_shards = math.ceil(num_drops / spec.shard_drops)
+    expected = {name: (field_shape(spec, name, num_drops), np.dtype(f.dtype)) for name, f in FIELDS.items()}
+    expected |= {name: ((num_shards,), np.dtype(kind)) for name, kind in SHARD_FIELDS.items()}
+    fields = {name: file.get(f"{split}/{name}") for name in expected}
     for name, dataset in fields.items():
         if not isinstance(dataset, h5py.Dataset):
             raise DataError(f"{path} lacks {split}/{name}; generate it again")
-        if name in FIELDS and (dataset.shape, dataset.dtype) != (
-            field_shape(spec, name, num_drops),
-            np.dtype(FIELDS[name].dtype),
-        ):
+        shape, dtype = expected[name]
+        if (dataset.shape, dataset.dtype) != (shape, dtype):
             raise DataError(
-                f"{path}: {split}/{name} is {dataset.dtype} {dataset.shape}, the spec says "
-                f"{FIELDS[name].dtype} {field_shape(spec, name, num_drops)}; generate it again"
+                f"{path}: {split}/{name} is {dataset.dtype} {dataset.shape}, the spec says {dtype} {shape}; "
+                "generate it again"
             )
     return _Split(
         offsets=_chunk_offsets(fields["h_freq"], path),
@@ -218,6 +233,8 @@ def _chunk_offsets(dataset: h5py.Dataset, path: Path) -> NDArray[np.int64]:
         offsets[chunk.chunk_offset[0]] = chunk.byte_offset
 
     dataset.id.chunk_iter(note)
-    if (offsets < 0).any():
-        raise DataError(f"{path} lacks {int((offsets < 0).sum())} drops of {dataset.name}; generate it again")
+    drop_size = math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
+    absent = (offsets < 0) | (offsets > path.stat().st_size - drop_size)
+    if absent.any():
+        raise DataError(f"{path} lacks {int(absent.sum())} drops of {dataset.name}; generate it again")
     return offsets

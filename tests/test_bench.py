@@ -10,7 +10,13 @@ import pytest
 
 from airlam import cli
 from airlam.bench import trained
+from airlam.datasets.store import ChannelDataset, write_dataset
+from airlam.datasets.synthesis import draw_drops
 from airlam.errors import DataError
+from airlam.radio.prediction.path_eb import PathEb
+from airlam.specs import SplitSizes
+from airlam.tasks.channel_prediction import DatasetLinks, quiet
+from airlam.tasks.comparison import compare
 
 
 def bench(monkeypatch: pytest.MonkeyPatch, capsys: Any, *arguments: str) -> dict[str, Any]:
@@ -96,3 +102,18 @@ def write_waves(path: Path, num_users: int, generator: np.random.Generator) -> N
         speeds_kmh=speeds,
         scale=1.0,
     )
+
+
+def test_the_shipped_models_load_and_the_lam_leads_them(tmp_path: Path) -> None:
+    spec = trained.dataset_spec("uma_omni", SplitSizes(train=0, validation=0, test=32), seed=77)
+    write_dataset(tmp_path / "d.h5", spec, {"test": draw_drops(spec, 77, 32)}, "test")
+    source = DatasetLinks(ChannelDataset.open(tmp_path / "d.h5"), "test", trained.PREDICTION)
+    models = trained.load_models(trained.shipped_folder(), source.setting)
+    assert [model.name for model in models] == [trained.LAM, *trained.PEERS]
+    comparison = compare([*models, PathEb(source.setting)], source, [10.0], quiet)
+    nmse = {
+        name: float(s.clean.error.sum() / s.clean.energy.sum()) for name, s in comparison.scored[10.0].items()
+    }
+    assert nmse["lam"] < nmse["path_eb"] < min(nmse[peer] for peer in trained.PEERS)
+    sizes = trained.trainable_of(models)
+    assert all(abs(size / sizes[trained.LAM] - 1) < 0.1 for size in sizes.values()), sizes

@@ -84,11 +84,27 @@ def test_the_first_damaged_shard_is_named(tmp_path: Path) -> None:
 
 def test_nan_is_named(tmp_path: Path) -> None:
     spec = dataclasses.replace(sized("quickstart", 20), shard_drops=8)
-    batch = draw_drops(spec, 1, 20)
-    batch.h_freq[17, 0, 0, 0, 0, 0, 0] = float("nan")
-    write_dataset(tmp_path / "set.h5", spec, {"train": batch}, "a test")
+    path, _ = stored(tmp_path, spec)
+    with h5py.File(path, "r+") as file:
+        file["train/h_freq"][17, 0, 0, 0, 0, 0, 0] = float("nan")
     with pytest.raises(DataError, match="train shard 2 holds NaN"):
+        verify(path)
+
+
+def test_channels_that_are_all_zero_are_reported(tmp_path: Path) -> None:
+    spec = sized("quickstart", 4)
+    batch = draw_drops(spec, 1, 4)
+    batch.h_freq.zero_()
+    write_dataset(tmp_path / "set.h5", spec, {"train": batch}, "a test")
+    with pytest.raises(DataError, match="every channel is zero"):
         verify(tmp_path / "set.h5")
+
+
+def test_a_file_that_does_not_say_its_source_is_described(tmp_path: Path) -> None:
+    path, _ = stored(tmp_path, sized("quickstart", 4))
+    with h5py.File(path, "r+") as file:
+        del file.attrs["source"]
+    assert "made by      unknown" in info(path)
 
 
 def test_channels_that_stand_still_are_reported(tmp_path: Path) -> None:

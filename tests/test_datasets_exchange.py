@@ -2,6 +2,8 @@
 
 import dataclasses
 import pickle
+import random
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
+import scipy.sparse
 import torch
 
 from airlam.datasets.catalog import packaged_spec
@@ -16,7 +19,7 @@ from airlam.datasets.exchange import export, import_foreign, import_wifo, load_l
 from airlam.datasets.layout import FIELDS, batch_arrays, write_dataset
 from airlam.datasets.store import ChannelDataset
 from airlam.datasets.synthesis import draw_drops
-from airlam.errors import DataError
+from airlam.errors import AirlamError, DataError, SpecError
 from airlam.radio.channel import ChannelBatch
 from airlam.specs import ArraySpec, SplitSizes, spec_to_toml
 
@@ -62,6 +65,39 @@ def test_matlab_sees_the_axes_from_the_other_end(path: Path, batches: dict[str, 
                 assert variable.attrs["MATLAB_class"] == kind
         axes = file["train_h_freq_axes"][()].astype(np.uint16).tobytes().decode("utf-16-le")
         assert axes.split(",") == list(reversed(FIELDS["h_freq"].axes))
+
+
+def test_matlab_files_open_in_old_hdf5(path: Path) -> None:
+    """HDF5 1.8, which MATLAB long came with, knows superblocks up to version 2."""
+    export(path, path.with_suffix(".mat"))
+    with path.with_suffix(".mat").open("rb") as file:
+        file.seek(512)
+        head = file.read(9)
+    assert head[:8] == b"\x89HDF\r\n\x1a\n" and head[8] <= 2
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".mat"])
+def test_no_room_leaves_no_export(path: Path, suffix: str) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            export(path, path.with_suffix(suffix))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [file.name for file in path.parent.iterdir()] == ["set.h5"]
+
+
+def test_tfrecords_that_cannot_be_written_are_one_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tf = pytest.importorskip("tensorflow")
+
+    def full(self: Any, record: bytes) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(tf.io.TFRecordWriter, "write", full)
+    with pytest.raises(DataError, match="No space left"):
+        export(path, path.with_suffix(".tfrecord"))
+    assert [file.name for file in path.parent.iterdir()] == ["set.h5"]
 
 
 def test_tfrecord_holds_everything(path: Path, batches: dict[str, ChannelBatch]) -> None:
@@ -156,8 +192,105 @@ def test_pickles_in_npz_are_not_opened(tmp_path: Path) -> None:
         path,
         **quadriga_arrays(users=1) | {"scale": np.array(pickle, dtype=object).astype(str).astype(object)},
     )
-    with pytest.raises(DataError, match="no whole NPZ"):
+    with pytest.raises(DataError, match="scale is object"):
         load_quadriga(path)
+
+
+def test_speeds_that_are_read_are_the_specs(tmp_path: Path) -> None:
+    """A set faster than LLM4CP's says so, and with it the Doppler that predictors may assume."""
+    path = tmp_path / "set.npz"
+    np.savez(path, **quadriga_arrays(users=1, speeds=3) | {"speeds_kmh": np.array([250.0, 60.0, 0.0])})
+    links = load_quadriga(path)
+    assert links.spec.mobility.min_speed_m_per_s == 0.0
+    assert links.spec.mobility.max_speed_m_per_s == pytest.approx(250 / 3.6)
+    import_foreign(path, tmp_path / "set.h5")
+    with ChannelDataset.open(tmp_path / "set.h5") as dataset:
+        assert dataset.spec.mobility == links.spec.mobility
+
+
+NO_USERS = {
+    name: np.zeros((10, 0, slots, 48, 32, 2), np.float16)
+    for name, slots in (("H_his", 16), ("H_pre", 4), ("H_D", 4))
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"H_pre": np.full((10, 1, 4, 48, 32, 2), np.nan, np.float16)}, "H_pre holds NaN"),
+        ({"speeds_kmh": np.array(["fast"] * 10)}, "speeds_kmh is"),
+        ({"speeds_kmh": np.ones((2, 5))}, "speeds_kmh is"),
+        ({"speeds_kmh": np.arange(-1.0, 9.0)}, "expected finite ones from 0 up"),
+        ({"speeds_kmh": np.full(10, np.nan)}, "expected finite ones from 0 up"),
+        ({"speeds_kmh": np.arange(10) * 1e9}, "beyond light"),
+        ({"scale": np.ones(3)}, "scale is"),
+        ({"scale": np.complex64(1)}, "scale is"),
+        ({"scale": 0.0}, "expected a positive one"),
+        ({"scale": np.inf}, "expected a positive one"),
+        (NO_USERS, "10 speeds of 0 users"),
+    ],
+)
+def test_values_that_no_channel_has_are_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    np.savez(tmp_path / "set.npz", **quadriga_arrays(users=1) | change)
+    with pytest.raises(AirlamError, match=words) as caught:
+        import_foreign(tmp_path / "set.npz", tmp_path / "set.h5")
+    assert "\n" not in str(caught.value) and not (tmp_path / "set.h5").exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # of scipy, about what it cannot read
+@pytest.mark.parametrize("suffix", ["npz", "mat"])
+def test_damage_in_foreign_files_is_one_line(tmp_path: Path, suffix: str) -> None:
+    """Compressed files: their checksums find what was changed."""
+    path = tmp_path / f"set.{suffix}"
+    if suffix == "npz":
+        np.savez_compressed(path, **quadriga_arrays(users=1, speeds=2) | {"speeds_kmh": np.array([10, 20])})
+    else:
+        scipy.io.savemat(path, {"X_val": np.ones((2, 12, 16, 24), complex)}, do_compression=True)
+    whole, generator, refused = path.read_bytes(), random.Random(1), 0
+    for trial in range(60):
+        content = bytearray(whole)
+        for _ in range(generator.choice([1, 5])):
+            content[generator.randrange(len(content))] = generator.randrange(256)
+        path.write_bytes(content if trial % 5 else whole[: generator.randrange(len(whole))])
+        try:
+            import_foreign(path, tmp_path / "set.h5", spec=None if suffix == "npz" else SPEC, overwrite=True)
+        except AirlamError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 30
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array([[1, "a"]], dtype=object),
+        {"field": 1.0},
+        scipy.sparse.csc_matrix(np.eye(3)),
+        "text",
+        np.full((2, 12, 16, 24), np.nan + 0j),
+        np.full((2, 12, 16, 24), 1e300 + 0j),
+        np.zeros((0, 12, 16, 24), complex),
+    ],
+    ids=["cell", "struct", "sparse", "char", "nan", "huge", "empty"],
+)
+def test_matlab_variables_of_other_kinds_are_refused(tmp_path: Path, value: Any) -> None:
+    scipy.io.savemat(tmp_path / "set.mat", {"X_val": value})
+    with pytest.raises(DataError, match="X_val") as caught:
+        import_foreign(tmp_path / "set.mat", tmp_path / "set.h5", spec=SPEC)
+    assert "\n" not in str(caught.value) and not (tmp_path / "set.h5").exists()
+
+
+def test_references_in_matlab_files_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "set.mat", "w") as file:
+        file.create_dataset("X_val", (2,), h5py.ref_dtype)
+    with pytest.raises(DataError, match="no array of numbers"):
+        import_foreign(tmp_path / "set.mat", tmp_path / "set.h5", spec=SPEC)
+
+
+def test_a_spec_for_a_layout_that_states_its_own_is_refused(tmp_path: Path) -> None:
+    for name in ("set.npz", "H_U_his_test.mat"):
+        with pytest.raises(SpecError, match="leave the spec out"):
+            import_foreign(tmp_path / name, tmp_path / "set.h5", spec=SPEC)
 
 
 def llm4cp_values(slots: int) -> np.ndarray:
@@ -212,7 +345,7 @@ def test_wifo_layout(tmp_path: Path) -> None:
     values = np.random.default_rng(1).standard_normal((*shape, 2)) @ np.array([1, 1j])
     path = tmp_path / "D17.mat"
     save_matlab73(path, "X_val", values)
-    with pytest.raises(DataError, match=r"describe them in a dataset spec .*D17.toml"):
+    with pytest.raises(DataError, match=r"give a dataset spec, or describe them in .*D17.toml"):
         import_foreign(path, tmp_path / "set.h5")
     (tmp_path / "D17.toml").write_text(spec_to_toml(spec))
     import_foreign(path, tmp_path / "set.h5")

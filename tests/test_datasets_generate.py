@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,26 +20,51 @@ from airlam.datasets.catalog import packaged_spec
 from airlam.datasets.generate import drops_per_block, generate, plan_shards, working_bytes_per_drop
 from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError, SpecError
-from airlam.specs import DatasetSpec, SplitSizes
+from airlam.specs import DatasetSpec, SplitSizes, spec_to_toml
 
 SPEC = dataclasses.replace(
     packaged_spec("quickstart"), drops=SplitSizes(train=10, validation=3, test=4), shard_drops=4
 )
 
 KILLED = """
-import dataclasses, pathlib, sys, time
+import dataclasses, os, pathlib, shutil, signal, sys, time
 from airlam.datasets.catalog import packaged_spec
 from airlam.datasets.generate import generate
 from airlam.specs import SplitSizes
 spec = dataclasses.replace(
     packaged_spec("quickstart"), drops=SplitSizes(train=10, validation=3, test=4), shard_drops=4
 )
+"""
+WAITING = (
+    KILLED
+    + """
 def on_progress(what, done, total, detail):
     print(done, flush=True)
     if done > 4:
         time.sleep(60)
 generate(spec, pathlib.Path(sys.argv[1]), on_progress=on_progress)
 """
+)
+AT_THE_LAST_STEP = (
+    KILLED
+    + """
+remove = shutil.rmtree
+def dying(path, *rest, **options):
+    if str(path).endswith('.parts'): os.kill(os.getpid(), signal.SIGKILL)
+    remove(path, *rest, **options)
+shutil.rmtree = dying
+generate(spec, pathlib.Path(sys.argv[1]))
+"""
+)
+WHILE_PUTTING_TOGETHER = (
+    KILLED
+    + """
+import airlam.datasets.generate as module
+def dying(*rest): os.kill(os.getpid(), signal.SIGKILL)
+module.write_shard = dying
+generate(spec, pathlib.Path(sys.argv[1]))
+"""
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +81,7 @@ def test_only_the_file_remains(whole: Path) -> None:
 
 def test_killed_and_resumed_equals_never_killed(whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "other name.h5"
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", WAITING, str(path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
         if int(line) > 4:  # within the second shard
@@ -74,6 +100,47 @@ def test_killed_and_resumed_equals_never_killed(whole: Path, tmp_path: Path) -> 
     assert kept[0] == drawn_at  # the finished shard was not drawn again
     assert path.read_bytes() == whole.read_bytes()
     assert not parts.exists()
+
+
+def test_killed_before_the_parts_were_gone_goes_on(whole: Path, tmp_path: Path) -> None:
+    path = tmp_path / "set.h5"
+    run = subprocess.run([sys.executable, "-c", AT_THE_LAST_STEP, str(path)])
+    assert run.returncode == -signal.SIGKILL and path.exists() and len(list(tmp_path.iterdir())) == 2
+    shutil.copytree(tmp_path, copy := tmp_path / "copy")
+    generate(SPEC, path)  # the same command
+    assert path.read_bytes() == whole.read_bytes() and set(tmp_path.iterdir()) == {path, copy}
+    with pytest.raises(DataError, match="exists"):  # another spec would overwrite it
+        generate(dataclasses.replace(SPEC, seed=2), copy / "set.h5")
+    assert (copy / "set.h5").read_bytes() == whole.read_bytes()
+    (copy / "set.h5").write_text("mine")  # nor is another file taken for what was generated
+    with pytest.raises(DataError, match="exists"):
+        generate(SPEC, copy / "set.h5")
+    assert (copy / "set.h5").read_text() == "mine"
+
+
+def test_killed_while_putting_together_leaves_no_orphan(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "set.h5"
+    run = subprocess.run([sys.executable, "-c", WHILE_PUTTING_TOGETHER, str(path)])
+    assert run.returncode == -signal.SIGKILL and len(list(tmp_path.glob(".set.h5.*.part"))) == 1
+    seen = []
+    real = module._require_disk
+
+    def looking(spec: DatasetSpec, path: Path, parts: Path) -> None:
+        seen.append(list(tmp_path.glob(".set.h5.*.part")))
+        real(spec, path, parts)
+
+    monkeypatch.setattr(module, "_require_disk", looking)
+    generate(SPEC, path)
+    assert seen == [[]] and list(tmp_path.iterdir()) == [path]  # it did not count against the free space
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_progress_starts_where_work_starts_and_ends_once(tmp_path: Path) -> None:
+    seen: list[int] = []
+    generate(SPEC, tmp_path / "set.h5", on_progress=lambda what, done, total, detail: seen.append(done))
+    assert seen == [0, 4, 8, 10, 13, 17]
 
 
 def test_ctrl_c_keeps_the_parts_and_says_so(
@@ -170,6 +237,35 @@ def test_a_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 5, 5))
     with pytest.raises(DataError, match=r"needs .* but 5 are free"):
         generate(SPEC, tmp_path / "set.h5")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_in_truth(whole: Path, tmp_path: Path) -> None:
+    """HDF5 itself would crash as the process ends; the shards that fitted are kept for the next attempt."""
+    (spec := tmp_path / "spec.toml").write_text(spec_to_toml(SPEC))
+    path, room = tmp_path / "set.h5", 600_000  # for a shard, not for the whole
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "airlam", "generate", str(spec), "-o", str(path)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+        capture_output=True,
+        text=True,
+    )
+    *progress, last = done.stderr.splitlines()
+    assert done.returncode == 2 and last == (
+        f"airlam: the disk of {path} is full; free some space and run it again to go on"
+    )
+    assert all(line.startswith("drops: ") for line in progress)
+    assert not path.exists() and not list(tmp_path.glob(".*.part"))
+    generate(SPEC, path, on_progress=lambda what, done, total, detail: progress.append(str(done)))
+    assert progress[-1] == "17" and path.read_bytes() == whole.read_bytes()
+
+
+def test_a_folder_is_no_target(tmp_path: Path) -> None:
+    (tmp_path / "set.h5").mkdir()
+    for path in (tmp_path / "set.h5", Path(".")):
+        with pytest.raises(DataError, match="is a folder; name a file"):
+            generate(SPEC, path, overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["set.h5"]
 
 
 def test_a_disk_that_fills_up(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +297,7 @@ def test_impossible_physics_leaves_no_file(tmp_path: Path) -> None:
     tdl = dataclasses.replace(packaged_spec("tdl_a"), base_station=SPEC.base_station)
     with pytest.raises(SpecError, match="take a cdl"):
         generate(tdl, tmp_path / "set.h5")
-    assert not (tmp_path / "set.h5").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_blocks_follow_from_the_spec(tmp_path: Path) -> None:

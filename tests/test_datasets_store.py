@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import pickle
+import random
+import resource
 from pathlib import Path
 
 import h5py
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from airlam.datasets.card import info, verify
 from airlam.datasets.catalog import packaged_spec
-from airlam.datasets.layout import FIELDS, SPLITS, drop_bytes, drop_shape, write_dataset
+from airlam.datasets.layout import FIELDS, SPLITS, drop_bytes, drop_shape, file_bytes, write_dataset
 from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError
 from airlam.radio.channel import ChannelBatch
@@ -171,6 +174,44 @@ def test_a_wrong_shape(path: Path) -> None:
         ChannelDataset.open(path)
 
 
+@pytest.mark.parametrize("name", ["shard_sha256", "shard_seed"])
+def test_shards_without_a_checksum_or_seed(path: Path, name: str) -> None:
+    with h5py.File(path, "r+") as file:
+        values = file[f"train/{name}"][:2]
+        del file[f"train/{name}"]
+        file[f"train/{name}"] = values
+    with pytest.raises(DataError, match=f"train/{name} is .*the spec says"):
+        ChannelDataset.open(path)
+
+
+def test_damage_anywhere_is_found_and_is_one_line(path: Path, tmp_path: Path) -> None:
+    """Random bytes within the head, where HDF5's own structures lie, and files cut anywhere."""
+    whole, generator, refused = path.read_bytes(), random.Random(1), 0
+    damaged = tmp_path / "damaged.h5"
+    for trial in range(150):
+        content = bytearray(whole)
+        for _ in range(generator.choice([1, 4, 30])):
+            content[generator.randrange(20_000)] = generator.randrange(256)
+        damaged.write_bytes(content if trial % 5 else whole[: generator.randrange(len(whole))])
+        try:
+            info(damaged)
+            verify(damaged)
+        except DataError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 100
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("format_version", "one"), ("format", np.zeros(3)), ("format_version", np.zeros(2))]
+)
+def test_marks_of_another_kind(path: Path, name: str, value: object) -> None:
+    with h5py.File(path, "r+") as file:
+        file.attrs[name] = value
+    with pytest.raises(DataError):
+        ChannelDataset.open(path)
+
+
 def test_a_compressed_field(path: Path, train: ChannelBatch) -> None:
     with h5py.File(path, "r+") as file:
         del file["train/h_freq"]
@@ -206,6 +247,45 @@ def test_sizes_must_be_the_specs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="train has 2 drops where the spec says 11"):
         write_dataset(tmp_path / "x.h5", SPEC, {"train": random_batch(SPEC, 2)}, "a test")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_is_not_written(tmp_path: Path, train: ChannelBatch) -> None:
+    train.h_freq[9, 0, 3, 0, 0, 1, 2] = complex(0, float("inf"))
+    batches = {"train": train, "test": random_batch(SPEC, 3)}
+    with pytest.raises(DataError, match="train drop 9 has NaN or infinity in h_freq"):
+        write_dataset(tmp_path / "x.h5", SPEC, batches, "a test")
+    still = dataclasses.replace(random_batch(SPEC, 11), speed_m_per_s=torch.full((11, 1), float("nan")))
+    with pytest.raises(DataError, match="train drop 0 has NaN or infinity in speed_m_per_s"):
+        write_dataset(tmp_path / "x.h5", SPEC, {**batches, "train": still}, "a test")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_no_file(tmp_path: Path, train: ChannelBatch) -> None:
+    batches = {"train": train, "test": random_batch(SPEC, 3)}
+    with pytest.raises(DataError, match="is a folder; name a file"):
+        write_dataset(tmp_path, SPEC, batches, "a test", overwrite=True)
+
+
+def test_no_room_leaves_no_file(tmp_path: Path, train: ChannelBatch) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write_dataset(tmp_path / "x.h5", SPEC, {"train": train, "test": random_batch(SPEC, 3)}, "a test")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("num_drops", [1, 500])
+def test_the_room_that_is_taken_is_enough_and_given_back(tmp_path: Path, num_drops: int) -> None:
+    sizes = SplitSizes(train=num_drops, validation=0, test=0)
+    spec = dataclasses.replace(packaged_spec("tdl_a"), drops=sizes, shard_drops=1)
+    path = tmp_path / "x.h5"
+    write_dataset(path, spec, {"train": random_batch(spec, num_drops)}, "a test")
+    content = num_drops * drop_bytes(spec)
+    assert content < path.stat().st_size < file_bytes(spec, num_drops)
+    assert path.stat().st_blocks * 512 < path.stat().st_size + 10_000
 
 
 def test_an_existing_file_is_kept(path: Path, train: ChannelBatch) -> None:

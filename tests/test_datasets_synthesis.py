@@ -38,12 +38,13 @@ DUAL_USER = ArraySpec(polarization="dual", polarization_type="VH", antenna_patte
 def small(model: str, **changes: Any) -> DatasetSpec:
     """A small spec; ``changes`` replace its fields, those of ``channel`` one by one."""
     channel: dict[str, Any] = {"model": model, "carrier_frequency_hz": 2.4e9}
-    channel |= {"delay_spread_s": 100e-9} if model[:3] in ("cdl", "tdl") else {"los": "nlos"}
+    link_level = model[:3] in ("cdl", "tdl")
+    channel |= {"delay_spread_s": 100e-9} if link_level else {"los": "nlos"}
     channel |= changes.pop("channel", {})
     fields: dict[str, Any] = {
         "name": model,
         "base_station": ArraySpec() if model.startswith("tdl") else PANEL,
-        "placement": PlacementSpec(base_station_downtilt_deg=7.0),
+        "placement": PlacementSpec(base_station_downtilt_deg=0.0 if link_level else 7.0),
         "mobility": MobilitySpec(min_speed_m_per_s=5.0, max_speed_m_per_s=25.0),
         "grid": GridSpec(
             subcarrier_spacing_hz=180e3,
@@ -209,7 +210,7 @@ def test_users_heading_matters_for_a_directional_element_only() -> None:
         small("uma"),
         small("umi", channel={"direction": "downlink"}, user=ArraySpec(num_cols=2, antenna_pattern="38.901")),
         small("rma", user=DUAL_USER),
-        small("cdl_a", placement=PlacementSpec(user_orientation="heading")),
+        small("cdl_a"),
     ],
     ids=lambda spec: spec.name,
 )

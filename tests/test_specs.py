@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from airlam.errors import SpecError
 from airlam.specs import (
     ArraySpec,
+    ChannelModel,
+    ChannelSpec,
     DatasetSpec,
     GridSpec,
     ModelSpec,
@@ -70,6 +72,24 @@ def test_run_specs_round_trip(rank: int, layers: int | None, tuning: Any, steps:
         (changed("channel", carrier_frequency_hz=float("nan")), ["finite"]),
         (changed("channel", delay_spread_s=1e-7), ["drop delay_spread_s"]),
         (changed("channel", model="cdl_a"), ["delay_spread_s", "100e-9"]),
+        (changed("channel", model="cdl_a", delay_spread_s=1e-7, los="los"), ["cdl_a", "drop los"]),
+        (
+            changed("channel", model="tdl_a", delay_spread_s=1e-7, indoor_probability=0.5),
+            ["tdl_a", "drop los and indoor_probability"],
+        ),
+        (changed("channel", model="cdl_a", delay_spread_s=1e-7, o2i_model="high"), ["o2i_model", "cdl_a"]),
+        (
+            {
+                **changed("channel", model="cdl_a", delay_spread_s=1e-7),
+                "placement": {"user_orientation": "heading"},
+            },
+            ["cdl_a knows no places"],
+        ),
+        (changed("channel", model="rma", o2i_model="high"), ["o2i_model", "rma", "take umi or uma"]),
+        (changed("channel", model="rma", carrier_frequency_hz=60e9), ["6e+10", "0.5e9 to 30e9 in rma"]),
+        (changed("channel", carrier_frequency_hz=10**400), ["carrier_frequency_hz", "1329 bits"]),
+        (changed("grid", num_slots=10**400), ["num_slots", "1329 bits"]),
+        (changed("mobility", max_speed_m_per_s=1e12), ["1e+12", "beyond light"]),
         (changed("mobility", min_speed_m_per_s=-1.0), ["-1.0", "0 <= min"]),
         (changed("mobility", min_speed_m_per_s=40.0), ["40.0 to 30.0"]),
         (changed("grid", subcarrier_spacing_hz=180e6), ["beyond the carrier"]),
@@ -87,6 +107,31 @@ def test_a_bad_value_is_one_line_that_names_it(values: dict[str, Any], words: li
     assert "\n" not in str(caught.value) and "spec.toml" in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_rma_and_the_others_reach_as_high_as_the_report_says() -> None:
+    models: tuple[tuple[ChannelModel, float], ...] = (("rma", 30e9), ("uma", 100e9), ("umi", 100e9))
+    for model, top_hz in models:
+        assert ChannelSpec(model=model, carrier_frequency_hz=top_hz)
+        with pytest.raises(SpecError, match="covers"):
+            ChannelSpec(model=model, carrier_frequency_hz=top_hz * 1.01)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seed = " + "9" * 5000,
+        "seed = 0x" + "f" * 5000,
+        "seed = " + "[" * 3000,
+        "name" + ".a" * 3000 + " = 1",
+        "channel.model" + ".a" * 3000 + " = 1",
+        "name = [" + "1," * 3000 + "]",
+    ],
+)
+def test_values_beyond_all_reason_are_one_short_line(text: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(DatasetSpec, text)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
 def test_aliasing_doppler_is_a_warning_with_numbers() -> None:

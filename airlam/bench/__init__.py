@@ -14,10 +14,15 @@ BENCHES = ("dataset-io", "prediction")
 def run_bench(
     name: str, *, quick: bool, train: bool, data: Path | None, on_progress: Callable[..., None]
 ) -> dict[str, Any]:
-    """Runs the benchmark and returns its JSON object: bench, machine, settings, figures, rows."""
+    """Runs the benchmark and returns its JSON object: bench, machine, settings, figures, rows.
+
+    SpecError where there is none of that name, or it cannot take ``train`` or ``data``.
+    """
     if name not in BENCHES:
         raise SpecError(f"no benchmark is called {name!r}; there are {', '.join(BENCHES)}")
     if name == "dataset-io":
+        if train or data is not None:
+            raise SpecError("dataset-io trains nothing and writes its own data; drop --train and --data")
         from airlam.bench import dataset_io
 
         result = dataset_io.run(quick)
