@@ -57,18 +57,18 @@ class Observed:
 
 
 def observe(
-    clean: torch.Tensor, source: LinkSource, snr_db: float, first: int, set_power: float | None = None
+    clean: torch.Tensor, source: LinkSource, snr_db: float, first: int, power: torch.Tensor | None = None
 ) -> Observed:
     """Clean links with noise that depends on the SNR and on the index of the first link only.
 
-    The SNR is against each link's own mean power, or against ``set_power`` where that is given.
+    The SNR is against each link's own mean power, or against ``power`` (float [batch]) where that is given.
     """
     history, future = split_links(clean, source.setting)
     generator = torch.Generator().manual_seed(NOISE_SEED + 1000 * first + round(10 * snr_db))
-    if set_power is None:
+    if power is None:
         noisy, variance = add_noise(history, snr_db, generator)
     else:
-        variance = torch.full((len(history),), set_power * 10 ** (-snr_db / 10))
+        variance = power.float() * 10 ** (-snr_db / 10)  # [batch]
         noisy = noisy_target(history, variance, generator)
     return Observed(history=noisy, noise_variance=variance, future=future, generator=generator)
 
@@ -80,9 +80,9 @@ def compare(
     on_progress: Progress,
     *,
     max_links: int | None = None,
-    set_power: float | None = None,
+    power: torch.Tensor | None = None,
 ) -> Comparison:
-    """Every predictor on the same links with the same noise, at each SNR."""
+    """Every predictor on the same links with the same noise, at each SNR; ``power`` as in ``observe``."""
     count = len(source) if max_links is None else min(max_links, len(source))
     starts = range(0, count, BATCH_LINKS)
     names = [predictor.name for predictor in predictors]
@@ -93,7 +93,8 @@ def compare(
         clean = source.read(indices)
         drop = torch.from_numpy(indices // source.links_per_drop)  # [num_links]
         for level, snr in enumerate(snrs_db):
-            seen = observe(clean, source, snr, start, set_power)
+            reference = None if power is None else power[start : start + BATCH_LINKS]
+            seen = observe(clean, source, snr, start, reference)
             noisy = noisy_target(seen.future, seen.noise_variance, seen.generator)
             for predictor in predictors:
                 began = time.perf_counter()

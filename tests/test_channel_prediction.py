@@ -227,7 +227,7 @@ def test_comparison_gives_all_the_same_noise_and_keeps_order(links: DatasetLinks
 def test_noise_against_the_set_leaves_weak_links_worse_off(links: DatasetLinks) -> None:
     clean = links.read(np.arange(8))
     power = clean[:, :8, ..., :24].abs().square().mean(dim=(1, 2, 3, 4))
-    seen = observe(clean, links, 10.0, 0, set_power=float(power.mean()))
+    seen = observe(clean, links, 10.0, 0, power.mean().expand(8))
     assert torch.allclose(seen.noise_variance, (power.mean() / 10).expand(8))
     assert torch.allclose(observe(clean, links, 10.0, 0).noise_variance, power / 10)
 

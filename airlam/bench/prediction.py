@@ -24,8 +24,8 @@ from airlam.radio.metrics import LinkErrors, compare_nmse, summarise_nmse
 from airlam.radio.prediction import classical_predictors
 from airlam.radio.prediction.base import Predictor, TrainingLinks
 from airlam.radio.prediction.genie import genie_bound
-from airlam.tasks.channel_prediction import DatasetLinks, Progress
-from airlam.tasks.comparison import Comparison, compare, training_links
+from airlam.tasks.channel_prediction import DatasetLinks, LinkSource, Progress, split_links
+from airlam.tasks.comparison import BATCH_LINKS, Comparison, compare, training_links
 from airlam.tasks.evaluation import speed_groups
 from airlam.units import KMH_PER_M_PER_S, db_to_linear
 
@@ -64,8 +64,8 @@ def _sionna(setting: str, scale: trained.Scale, folder: Path, on_progress: Progr
         learned = trained.load_models(folder, test.setting)
         everyone = [*classical, *learned]
         comparison = compare(everyone, test, SNRS_DB, on_progress)
-        power = float(test.read(np.arange(len(test))).abs().square().mean())
-        published = compare(everyone, test, [PUBLISHED_SNR_DB], on_progress, set_power=power)
+        power = _link_power(test).mean().expand(len(test))
+        published = compare(everyone, test, [PUBLISHED_SNR_DB], on_progress, power=power)
         genie = _genie(dataset, test.setting, scale.genie, on_progress)
     names = [predictor.name for predictor in classical]
     figures = {f"{setting}.{name}": value for name, value in _contest(comparison, names).items()}
@@ -206,7 +206,8 @@ def _load_foreign(path: Path) -> tuple[Path, ForeignLinks, ForeignLinks]:
 def _foreign(
     path: Path, links: ForeignLinks, fitting: ForeignLinks, folder: Path, on_progress: Progress
 ) -> dict[str, Any]:
-    """LLM4CP's table on a QuaDRiGa set: noise 18 dB below the set's power on history and target.
+    """LLM4CP's table on a QuaDRiGa set: noise on history and target, 18 dB below the mean power of the links
+    of the same speed, as the authors' test script has it.
 
     The learned predictors have seen Sionna's channels only.
     """
@@ -215,8 +216,8 @@ def _foreign(
     training = TrainingLinks(history=fitting.history, future=fitting.future_tdd)
     classical: list[Predictor] = classical_predictors(test.setting, training)
     learned = trained.load_models(folder, test.setting)
-    power = float(test.read(np.arange(len(test)))[:, : test.setting.num_history].abs().square().mean())
-    comparison = compare([*classical, *learned], test, [PUBLISHED_SNR_DB], on_progress, set_power=power)
+    power = _mean_by_speed(_link_power(test), links.speed_m_per_s)
+    comparison = compare([*classical, *learned], test, [PUBLISHED_SNR_DB], on_progress, power=power)
     names = [predictor.name for predictor in classical]
     rows = _rows("data", comparison, names, trained.trainable_of(learned))
     figures = {f"data.{name}": value for name, value in _contest(comparison, names).items()}
@@ -244,6 +245,20 @@ def _foreign(
         "learned": "trained on Sionna's channels only, tested here as they are",
     }
     return {"figures": figures, "rows": rows, "settings": about}
+
+
+def _link_power(source: LinkSource) -> torch.Tensor:
+    """Mean power of each link's history, float32 [num_links]."""
+    starts = range(0, len(source), BATCH_LINKS)
+    parts = [source.read(np.arange(start, min(start + BATCH_LINKS, len(source)))) for start in starts]
+    histories = (split_links(part, source.setting)[0] for part in parts)
+    return torch.cat([history.abs().square().mean(dim=(1, 2, 3, 4)) for history in histories])
+
+
+def _mean_by_speed(power: torch.Tensor, speed_m_per_s: torch.Tensor) -> torch.Tensor:
+    """For each link the mean over the links of its speed, float32 [num_links]."""
+    same = speed_m_per_s[:, None] == speed_m_per_s  # [num_links, num_links]
+    return (same * power).sum(1) / same.sum(1)
 
 
 def _by_speed(errors: LinkErrors, speed_m_per_s: torch.Tensor) -> dict[int, float]:
