@@ -193,9 +193,12 @@ def matched(name: str, setting: PredictionSetting, num_parameters: int, *, seed:
 
 
 class LearnedPredictor:
-    """A trained network as a ``Predictor``; the noise variance is not used, as in the papers."""
+    """A trained network as a ``Predictor``; the noise variance is not used, as in the papers.
 
-    def __init__(self, name: str, module: nn.Module, *, batch_size: int = 32) -> None:
+    ``batch_size`` links at a time: two keep the convolutions' maps in a core's cache, in half the time.
+    """
+
+    def __init__(self, name: str, module: nn.Module, *, batch_size: int = 2) -> None:
         self.name = name
         self.module = module
         self.batch_size = batch_size
