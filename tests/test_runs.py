@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -173,7 +174,11 @@ def test_perfect_csi_bounds_the_link(result: EvaluationResult) -> None:
 
 def test_an_evaluation_is_repeatable(result: EvaluationResult, trained: Path) -> None:
     again = evaluate(trained)
-    assert again.prediction == result.prediction and again.link == result.link
+    for first, second in ((result.prediction, again.prediction), (result.link, again.link)):
+        values = [(row.value, row.low, row.high) for row in (*first, *second)]
+        assert len(first) == len(second)
+        # to the last bits only: eigensolvers may round otherwise from call to call
+        assert np.array(values[: len(first)]) == pytest.approx(np.array(values[len(first) :]), rel=1e-5)
 
 
 @pytest.mark.parametrize(
