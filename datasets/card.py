@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from scipy.special import j0
 
-from airlam.datasets.layout import SPLITS, ShardDigest, batch_arrays, drop_bytes, total_drops
+from airlam.datasets.fields import drop_bytes
+from airlam.datasets.layout import SPLITS, ShardDigest, batch_arrays, total_drops
 from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError
 from airlam.radio.channel import ChannelBatch
@@ -129,11 +130,11 @@ def verify(path: Path, *, on_progress: Callable[[str, int, int, str], None] | No
 
 def _verify_shard(dataset: ChannelDataset, split: str, shard: int, expected: str, tally: "_Tally") -> None:
     """Checks a shard against its checksum and adds its channels to the tally."""
-    digest = ShardDigest()
+    digest = ShardDigest(dataset.spec)
     for batch in _blocks(dataset, split, shard):
         if not bool(torch.isfinite(torch.view_as_real(batch.h_freq)).all()):
             raise DataError(f"{dataset.path}: {split} shard {shard} holds NaN or infinity; generate it again")
-        digest.update(batch_arrays(batch))
+        digest.update(batch_arrays(batch, dataset.spec))
         tally.add(batch)
     if digest.hexdigest() != expected:
         raise DataError(f"{dataset.path}: {split} shard {shard} fails its checksum; generate it again")
@@ -145,7 +146,7 @@ def _blocks(dataset: ChannelDataset, split: str, shard: int) -> Iterator[Channel
     stop = min((shard + 1) * size, dataset.num_drops(split))
     step = max(1, BLOCK_BYTES // drop_bytes(dataset.spec))
     for start in range(shard * size, stop, step):
-        yield dataset.batch(split, slice(start, min(start + step, stop)))
+        yield dataset.batch(split, slice(start, min(start + step, stop)), readings=None)
 
 
 def _require_motion(dataset: ChannelDataset, tally: "_Tally") -> None:

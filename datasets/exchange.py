@@ -22,8 +22,9 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 from airlam.datasets.export import export
+from airlam.datasets.fields import drop_shape
 from airlam.datasets.foreign_files import Header, read_matlab, read_npz, require_finite
-from airlam.datasets.layout import drop_shape, write_dataset
+from airlam.datasets.layout import write_dataset
 from airlam.errors import DataError, SpecError
 from airlam.radio.channel import ChannelBatch, PredictionSetting
 from airlam.specs import (

@@ -9,12 +9,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from airlam.datasets.fields import dataset_fields, drop_bytes
 from airlam.datasets.layout import (
-    FIELDS,
     SPLITS,
     batch_arrays,
-    drop_bytes,
-    field_shape,
     file_bytes,
     new_hdf5,
     refuse_existing,
@@ -28,7 +26,14 @@ from airlam.specs import spec_to_toml
 BLOCK_BYTES = 64 * 2**20
 MATLAB_USERBLOCK_BYTES = 512
 MATLAB_LIBVER = ("earliest", "v108")  # what the HDF5 in MATLAB releases still in use can open
-MATLAB_CLASSES = {"complex64": "single", "float32": "single", "bool": "logical"}
+MATLAB_CLASSES = {
+    "complex64": "single",
+    "float32": "single",
+    "float64": "double",
+    "int32": "int32",
+    "uint8": "uint8",
+    "bool": "logical",
+}
 MATLAB_COMPLEX = np.dtype([("real", "<f4"), ("imag", "<f4")])
 
 
@@ -51,8 +56,8 @@ def write_npz(dataset: ChannelDataset, target: Path) -> None:
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
         _add_array(archive, "spec", np.array(spec_to_toml(dataset.spec)))
         for split in _filled_splits(dataset):
-            for name, field in FIELDS.items():
-                shape = field_shape(dataset.spec, name, dataset.num_drops(split))
+            for name, field in dataset_fields(dataset.spec).items():
+                shape = (dataset.num_drops(split), *field.shape)
                 _add_array(archive, f"{split}_{name}_axes", np.array(field.axes))
                 with _member(archive, f"{split}_{name}", np.dtype(field.dtype), shape) as member:
                     for arrays in _blocks(dataset, split):
@@ -69,7 +74,7 @@ def write_matlab(dataset: ChannelDataset, target: Path) -> None:
     with new_hdf5(target, size, userblock_size=MATLAB_USERBLOCK_BYTES, libver=MATLAB_LIBVER) as file:
         _add_matlab_text(file, "spec", spec_to_toml(dataset.spec))
         for split in _filled_splits(dataset):
-            for name, field in FIELDS.items():
+            for name, field in dataset_fields(dataset.spec).items():
                 _add_matlab_text(file, f"{split}_{name}_axes", ",".join(reversed(field.axes)))
                 _add_matlab_array(file, dataset, split, name)
     header = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, Created by airlam, HDF5 schema 1.00 .".ljust(116)
@@ -117,7 +122,7 @@ def _blocks(dataset: ChannelDataset, split: str) -> Iterator[dict[str, NDArray[A
     """All fields of a split, a bounded number of drops at a time."""
     step = max(1, BLOCK_BYTES // drop_bytes(dataset.spec))
     for start in range(0, dataset.num_drops(split), step):
-        yield batch_arrays(dataset.batch(split, slice(start, start + step)))
+        yield batch_arrays(dataset.batch(split, slice(start, start + step), readings=None), dataset.spec)
 
 
 def _member(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> IO[bytes]:
@@ -144,9 +149,10 @@ def _add_matlab_text(file: h5py.File, name: str, text: str) -> None:
 
 def _add_matlab_array(file: h5py.File, dataset: ChannelDataset, split: str, name: str) -> None:
     """A numeric or logical array."""
-    dtype = np.dtype(FIELDS[name].dtype)
+    field = dataset_fields(dataset.spec)[name]
+    dtype = np.dtype(field.dtype)
     stored = {"complex64": MATLAB_COMPLEX, "bool": np.dtype("uint8")}.get(dtype.name, dtype)
-    shape = field_shape(dataset.spec, name, dataset.num_drops(split))
+    shape = (dataset.num_drops(split), *field.shape)
     variable = file.create_dataset(f"{split}_{name}", shape, stored, track_times=False)
     variable.attrs["MATLAB_class"] = np.bytes_(MATLAB_CLASSES[dtype.name])
     if dtype.name == "bool":

@@ -23,14 +23,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from airlam.datasets.fields import dataset_fields, drop_bytes, drop_shape
 from airlam.datasets.layout import (
-    FIELDS,
     LIBVER,
     SPLITS,
     batch_arrays,
     create_field,
-    drop_bytes,
-    drop_shape,
     file_bytes,
     new_dataset,
     new_hdf5,
@@ -235,8 +233,8 @@ def _draw_missing(spec: DatasetSpec, parts: Path, shards: list[Shard], on_progre
             whole_file(parts / shard.file_name) as temporary,
             new_hdf5(temporary, size, libver=LIBVER) as file,
         ):
-            for name, field in FIELDS.items():
-                create_field(file, spec, name, field, shard.num_drops)
+            for name, field in dataset_fields(spec).items():
+                create_field(file, name, field, shard.num_drops)
             row = 0
             for arrays in _draw_blocks(spec, shard):
                 stop = row + len(arrays["h_freq"])
@@ -257,7 +255,7 @@ def plan_blocks(spec: DatasetSpec, shard: Shard) -> list[tuple[int, int]]:
 
 def _draw_blocks(spec: DatasetSpec, shard: Shard) -> Iterator[dict[str, NDArray[Any]]]:
     for seed, num_drops in plan_blocks(spec, shard):
-        yield batch_arrays(draw_drops(spec, seed, num_drops))
+        yield batch_arrays(draw_drops(spec, seed, num_drops), spec)
 
 
 def _assemble(spec: DatasetSpec, path: Path, parts: Path, shards: list[Shard]) -> None:
@@ -265,10 +263,11 @@ def _assemble(spec: DatasetSpec, path: Path, parts: Path, shards: list[Shard]) -
     with whole_file(path) as temporary, new_dataset(temporary, spec, "generated") as file:
         for shard in shards:
             with h5py.File(parts / shard.file_name, "r") as part:
-                blocks = _stored_blocks(part, drops_per_block(spec))
+                blocks = _stored_blocks(part, spec)
                 write_shard(file[shard.split], spec, shard.index, blocks, shard.seed)
 
 
-def _stored_blocks(part: h5py.File, block: int) -> Iterator[dict[str, NDArray[Any]]]:
+def _stored_blocks(part: h5py.File, spec: DatasetSpec) -> Iterator[dict[str, NDArray[Any]]]:
+    block = drops_per_block(spec)
     for row in range(0, part["h_freq"].shape[0], block):
-        yield {name: part[name][row : row + block] for name in FIELDS}
+        yield {name: part[name][row : row + block] for name in dataset_fields(spec)}

@@ -1,7 +1,7 @@
 """The layout of a dataset file and how it is written: named axes, units, spec, seeds, versions, checksums.
 
-The root's attributes hold ``format``, ``spec`` (TOML) and versions; the groups train, validation and test
-hold ``FIELDS`` by drop, and ``shard_sha256`` and ``shard_seed`` by shard of ``spec.shard_drops`` drops.
+The root has ``format``, ``spec`` (TOML) and versions as attributes; the groups train, validation and test hold
+``dataset_fields`` by drop, and ``shard_sha256`` and ``shard_seed`` by shard of ``spec.shard_drops`` drops.
 """
 
 import hashlib
@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from airlam.datasets.fields import Field, dataset_fields, drop_bytes
 from airlam.errors import DataError
 from airlam.files import reserve, whole_file
 from airlam.radio.channel import ChannelBatch
@@ -26,51 +26,13 @@ from airlam.specs import DatasetSpec, spec_to_toml
 FORMAT = "airlam-channels"
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
-AXES = ("drop", "num_rx", "num_rx_ant", "num_tx", "num_tx_ant", "num_ofdm_symbols", "num_subcarriers")
 VERSIONED = ("airlam", "sionna", "torch", "numpy", "h5py")
 LIBVER = ("v110", "v110")  # of HDF5: its index of chunks is small and read at once
-HEAD_BYTES, INDEX_BYTES_PER_DROP = 2**18, 64  # above what a file holds besides its drops
+HEAD_BYTES, INDEX_BYTES_PER_DROP = 2**18, 64  # above what a file holds besides its drops, a chunked field
+SMALL_BYTES = 2**10  # a drop; fields of more are read when they are asked for
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Field:
-    """One array of a split."""
-
-    dtype: str
-    unit: str
-    axes: tuple[str, ...]
-
-
-FIELDS = {
-    "h_freq": Field(dtype="complex64", unit="1 (amplitude gain, transmitter to receiver)", axes=AXES),
-    "speed_m_per_s": Field(dtype="float32", unit="m/s", axes=("drop", "user")),
-    "position_m": Field(
-        dtype="float32", unit="m, base station mast at the origin", axes=("drop", "user", "xyz")
-    ),
-    "los": Field(dtype="bool", unit="1 (line of sight)", axes=("drop", "user")),
-    "path_loss_db": Field(dtype="float32", unit="dB, 0 where the model has none", axes=("drop", "user")),
-}
 SHARD_FIELDS = {"shard_sha256": "S64", "shard_seed": "uint64"}
-
-
-def drop_shape(spec: DatasetSpec) -> tuple[int, ...]:
-    """Shape of one drop's h_freq: (num_rx, num_rx_ant, num_tx, num_tx_ant, num_slots, num_subcarriers)."""
-    users, base_station = (spec.num_users, spec.user.num_ports), (1, spec.base_station.num_ports)
-    ends = (*base_station, *users) if spec.channel.direction == "uplink" else (*users, *base_station)
-    return (*ends, spec.grid.num_slots, spec.grid.num_subcarriers)
-
-
-def field_shape(spec: DatasetSpec, name: str, num_drops: int) -> tuple[int, ...]:
-    """Shape of a field of ``FIELDS`` for so many drops."""
-    if name == "h_freq":
-        return (num_drops, *drop_shape(spec))
-    return (num_drops, spec.num_users, 3) if name == "position_m" else (num_drops, spec.num_users)
-
-
-def drop_bytes(spec: DatasetSpec) -> int:
-    """Bytes that one drop takes in the file."""
-    sizes = (math.prod(field_shape(spec, name, 1)) * np.dtype(f.dtype).itemsize for name, f in FIELDS.items())
-    return sum(sizes)
 
 
 def software_versions() -> dict[str, str]:
@@ -103,7 +65,8 @@ def new_hdf5(path: Path, num_bytes: int, **options: Any) -> Iterator[h5py.File]:
 
 def file_bytes(spec: DatasetSpec, num_drops: int) -> int:
     """Bytes of a file with so many drops, from above."""
-    return HEAD_BYTES + num_drops * (drop_bytes(spec) + INDEX_BYTES_PER_DROP)
+    index = INDEX_BYTES_PER_DROP * sum(is_chunked(*item) for item in dataset_fields(spec).items())
+    return HEAD_BYTES + num_drops * (drop_bytes(spec) + index)
 
 
 def total_drops(spec: DatasetSpec) -> int:
@@ -129,17 +92,22 @@ def new_dataset(path: Path, spec: DatasetSpec, source: str) -> Iterator[h5py.Fil
 def _create_split(file: h5py.File, spec: DatasetSpec, split: str) -> None:
     group = file.create_group(split)
     num_drops = getattr(spec.drops, split)
-    for name, field in FIELDS.items():
-        create_field(group, spec, name, field, num_drops)
+    for name, field in dataset_fields(spec).items():
+        create_field(group, name, field, num_drops)
     shape = (math.ceil(num_drops / spec.shard_drops),)
     for name, kind in SHARD_FIELDS.items():
         group.create_dataset(name, shape, kind, track_times=False)
 
 
-def create_field(group: h5py.Group, spec: DatasetSpec, name: str, field: Field, num_drops: int) -> None:
-    """One dataset with its axes and unit; a drop of h_freq is a chunk of its own."""
-    shape = field_shape(spec, name, num_drops)
-    chunks = (1, *shape[1:]) if name == "h_freq" and num_drops else None
+def is_chunked(name: str, field: Field) -> bool:
+    """Whether each drop is a chunk of its own, read when it is asked for; the rest is read at once."""
+    return name == "h_freq" or field.num_bytes > SMALL_BYTES
+
+
+def create_field(group: h5py.Group, name: str, field: Field, num_drops: int) -> None:
+    """One dataset with its axes and unit."""
+    shape = (num_drops, *field.shape)
+    chunks = (1, *shape[1:]) if is_chunked(name, field) and num_drops else None
     dataset = group.create_dataset(name, shape, field.dtype, chunks=chunks, track_times=False)
     dataset.attrs["unit"] = field.unit
     dataset.attrs["axes"] = ",".join(field.axes)
@@ -147,10 +115,13 @@ def create_field(group: h5py.Group, spec: DatasetSpec, name: str, field: Field, 
         dataset.dims[axis].label = label
 
 
-def batch_arrays(batch: ChannelBatch) -> dict[str, NDArray[Any]]:
-    """The fields of a batch as arrays, in the order of ``FIELDS``."""
+def batch_arrays(batch: ChannelBatch, spec: DatasetSpec) -> dict[str, NDArray[Any]]:
+    """The fields of a batch of the spec as arrays, in the order of ``dataset_fields``."""
     return {
-        name: getattr(batch, name).numpy().astype(field.dtype, copy=False) for name, field in FIELDS.items()
+        name: (batch.readings[name] if name in batch.readings else getattr(batch, name))
+        .numpy()
+        .astype(field.dtype, copy=False)
+        for name, field in dataset_fields(spec).items()
     }
 
 
@@ -170,7 +141,7 @@ def write_dataset(
                 raise DataError(f"{split} has {given} drops where the spec says {expected}")
             for start in range(0, expected, spec.shard_drops):
                 rows = slice(start, start + spec.shard_drops)
-                arrays = {k: v[rows] for k, v in batch_arrays(splits[split]).items()}
+                arrays = {k: v[rows] for k, v in batch_arrays(splits[split], spec).items()}
                 write_shard(file[split], spec, start // spec.shard_drops, iter([arrays]), seed=0)
 
 
@@ -178,7 +149,7 @@ def write_shard(
     group: h5py.Group, spec: DatasetSpec, shard: int, blocks: Iterator[dict[str, NDArray[Any]]], seed: int
 ) -> None:
     """Writes one shard block by block, with its seed and checksum; DataError names a drop with NaN."""
-    digest = ShardDigest()
+    digest = ShardDigest(spec)
     row = shard * spec.shard_drops
     for arrays in blocks:
         _require_finite(arrays, group.name.strip("/"), row)
@@ -202,9 +173,9 @@ def _require_finite(arrays: Mapping[str, NDArray[Any]], split: str, first: int) 
 class ShardDigest:
     """SHA-256 over a shard: the bytes of h_freq drop by drop, then the other fields' in their order."""
 
-    def __init__(self) -> None:
+    def __init__(self, spec: DatasetSpec) -> None:
         self._channels = hashlib.sha256()
-        self._others: dict[str, list[bytes]] = {name: [] for name in FIELDS if name != "h_freq"}
+        self._others: dict[str, list[bytes]] = {name: [] for name in dataset_fields(spec) if name != "h_freq"}
 
     def update(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Takes in the next drops of the shard."""

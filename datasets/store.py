@@ -7,6 +7,7 @@ HDF5 library is not asked again, and a dataset may be pickled or forked freely.
 import math
 import os
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from airlam.datasets.fields import dataset_fields, reading_fields
 from airlam.datasets.layout import (
-    FIELDS,
     FORMAT,
     FORMAT_VERSION,
     SHARD_FIELDS,
     SPLITS,
-    drop_shape,
-    field_shape,
+    is_chunked,
     software_versions,
     write_dataset,
 )
@@ -44,14 +44,15 @@ H5PY_ERRORS = (
     ArithmeticError,
     MemoryError,
 )
+USER_FIELDS = ("speed_m_per_s", "position_m", "los", "path_loss_db")  # of ChannelBatch itself
 READ_VECTORS = 512  # buffers in one vectored read; the kernel allows 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Split:
-    """What of a split is kept in memory: where each drop's channel lies, and the small fields."""
+    """What of a split is kept in memory: where each drop's large fields lie, and the small fields."""
 
-    offsets: NDArray[np.int64]
+    offsets: dict[str, NDArray[np.int64]]
     small: dict[str, torch.Tensor]
     shard_sha256: tuple[str, ...]
     shard_seed: tuple[int, ...]
@@ -91,11 +92,14 @@ class ChannelDataset:
 
     def num_drops(self, split: str) -> int:
         """Drops in train, validation or test."""
-        return len(self._split(split).offsets)
+        return len(self._split(split).offsets["h_freq"])
 
     def field(self, split: str, name: str) -> torch.Tensor:
-        """A field other than h_freq for all drops of a split, from memory: [num_drops, num_users, ...]."""
-        return self._split(split).small[name]
+        """A field other than h_freq for all drops of a split: [num_drops, ...]; large ones are read anew."""
+        part = self._split(split)
+        if name in part.offsets:
+            return torch.from_numpy(self._read(name, part.offsets[name]))
+        return part.small[name]
 
     def shard_checksums(self, split: str) -> tuple[str, ...]:
         """The recorded SHA-256 of each shard."""
@@ -108,20 +112,44 @@ class ChannelDataset:
         *,
         slots: slice = slice(None),
         subcarriers: slice = slice(None),
+        readings: Collection[str] | None = (),
     ) -> ChannelBatch:
         """The drops at ``indices``, in that order, from any mixture of places.
 
         h_freq: complex64 [batch, num_rx, num_rx_ant, num_tx, num_tx_ant, num_slots, num_subcarriers], of
-        which ``slots`` and ``subcarriers`` choose a part. IndexError beyond the split, DataError on a
-        damaged file.
+        which ``slots`` and ``subcarriers`` choose a part. readings: names of the motion and sensor fields
+        to read beside it (``reading_fields``), None for all. IndexError beyond the split, DataError on a
+        damaged file or a reading that it does not have.
         """
         part = self._split(split)
-        rows = np.arange(len(part.offsets))[indices]
-        h_freq = self._read(part.offsets[rows])  # [batch, ..., num_slots, num_subcarriers]
+        rows = np.arange(self.num_drops(split))[indices]
+        h_freq = self._read(
+            "h_freq", part.offsets["h_freq"][rows]
+        )  # [batch, ..., num_slots, num_subcarriers]
         chosen = torch.from_numpy(h_freq)[..., slots, subcarriers].contiguous()
         index = torch.from_numpy(rows)
-        small = {name: values[index] for name, values in part.small.items()}
-        return ChannelBatch(h_freq=chosen, direction=self.spec.channel.direction, **small)
+        return ChannelBatch(
+            h_freq=chosen,
+            direction=self.spec.channel.direction,
+            readings={name: self._reading(part, name, index) for name in self._wanted(readings)},
+            **{name: part.small[name][index] for name in USER_FIELDS},
+        )
+
+    def _wanted(self, readings: Collection[str] | None) -> Collection[str]:
+        """The readings to give; DataError for one that the dataset does not have."""
+        there = reading_fields(self.spec)
+        for name in readings or ():
+            if name not in there:
+                raise DataError(
+                    f"{self.path} has no reading {name!r}; it has {', '.join(there) or 'none at all'}"
+                )
+        return list(there) if readings is None else readings
+
+    def _reading(self, part: _Split, name: str, index: torch.Tensor) -> torch.Tensor:
+        """One reading of the drops at ``index``."""
+        if name in part.small:
+            return part.small[name][index]
+        return torch.from_numpy(self._read(name, part.offsets[name][index.numpy()]))
 
     def close(self) -> None:
         """Lets go of the file; the next read opens it again."""
@@ -146,18 +174,18 @@ class ChannelDataset:
             raise DataError(f"split is {split!r}; expected one of {SPLITS}")
         return self._splits[split]
 
-    def _read(self, offsets: NDArray[np.int64]) -> NDArray[np.complex64]:
-        """Drops at the given places of the file; neighbours in the file share one read."""
-        shape = drop_shape(self.spec)
-        num_bytes = math.prod(shape) * np.dtype(np.complex64).itemsize
-        h_freq = np.empty((len(offsets), *shape), np.complex64)
-        rows = h_freq.reshape(len(offsets), math.prod(shape)).view(np.uint8)  # [batch, bytes]
+    def _read(self, name: str, offsets: NDArray[np.int64]) -> NDArray[Any]:
+        """A field of the drops at the given places of the file; neighbours in the file share one read."""
+        field = dataset_fields(self.spec)[name]
+        num_bytes = field.num_bytes
+        values = np.empty((len(offsets), *field.shape), field.dtype)
+        rows = values.reshape(len(offsets), math.prod(field.shape)).view(np.uint8)  # [batch, bytes]
         order = np.argsort(offsets, kind="stable")
         breaks = np.flatnonzero(np.diff(offsets[order]) != num_bytes) + 1
         for run in np.split(order, breaks):
             for first in range(0, len(run), READ_VECTORS):
                 self._read_run(rows, run[first : first + READ_VECTORS], offsets, num_bytes)
-        return h_freq
+        return values
 
     def _read_run(
         self, rows: NDArray[np.uint8], run: NDArray[np.intp], offsets: NDArray[np.int64], num_bytes: int
@@ -199,7 +227,8 @@ def _read_split(file: h5py.File, spec: DatasetSpec, split: str, path: Path) -> _
     """The places of a split's drops and its small fields, checked against the spec."""
     num_drops = getattr(spec.drops, split)
     num_shards = math.ceil(num_drops / spec.shard_drops)
-    expected = {name: (field_shape(spec, name, num_drops), np.dtype(f.dtype)) for name, f in FIELDS.items()}
+    described = dataset_fields(spec)
+    expected = {name: ((num_drops, *f.shape), np.dtype(f.dtype)) for name, f in described.items()}
     expected |= {name: ((num_shards,), np.dtype(kind)) for name, kind in SHARD_FIELDS.items()}
     fields = {name: file.get(f"{split}/{name}") for name in expected}
     for name, dataset in fields.items():
@@ -211,9 +240,10 @@ def _read_split(file: h5py.File, spec: DatasetSpec, split: str, path: Path) -> _
                 f"{path}: {split}/{name} is {dataset.dtype} {dataset.shape}, the spec says {dtype} {shape}; "
                 "generate it again"
             )
+    large = [name for name, field in described.items() if is_chunked(name, field)]
     return _Split(
-        offsets=_chunk_offsets(fields["h_freq"], path),
-        small={name: torch.from_numpy(fields[name][()]) for name in FIELDS if name != "h_freq"},
+        offsets={name: _chunk_offsets(fields[name], path) for name in large},
+        small={name: torch.from_numpy(fields[name][()]) for name in described if name not in large},
         shard_sha256=tuple(value.decode() for value in fields["shard_sha256"][()]),
         shard_seed=tuple(int(value) for value in fields["shard_seed"][()]),
     )

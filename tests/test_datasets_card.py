@@ -12,7 +12,8 @@ import torch
 
 from airlam.datasets.card import delay_spread_s, info, verify
 from airlam.datasets.catalog import packaged_spec
-from airlam.datasets.layout import drop_shape, write_dataset
+from airlam.datasets.fields import drop_shape
+from airlam.datasets.layout import write_dataset
 from airlam.datasets.synthesis import draw_drops
 from airlam.errors import DataError
 from airlam.radio.channel import ChannelBatch

@@ -16,7 +16,8 @@ import torch
 
 from airlam.datasets.catalog import packaged_spec
 from airlam.datasets.exchange import export, import_foreign, import_wifo, load_llm4cp, load_quadriga
-from airlam.datasets.layout import FIELDS, batch_arrays, write_dataset
+from airlam.datasets.fields import AXES, dataset_fields
+from airlam.datasets.layout import batch_arrays, write_dataset
 from airlam.datasets.store import ChannelDataset
 from airlam.datasets.synthesis import draw_drops
 from airlam.errors import AirlamError, DataError, SpecError
@@ -43,10 +44,10 @@ def test_npz_holds_everything(path: Path, batches: dict[str, ChannelBatch]) -> N
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
         assert str(arrays["spec"]) == spec_to_toml(SPEC)
         for split, batch in batches.items():
-            for name, values in batch_arrays(batch).items():
+            for name, values in batch_arrays(batch, SPEC).items():
                 assert arrays[f"{split}_{name}"].dtype == values.dtype
                 assert (arrays[f"{split}_{name}"] == values).all()
-                assert tuple(arrays[f"{split}_{name}_axes"]) == FIELDS[name].axes
+                assert tuple(arrays[f"{split}_{name}_axes"]) == dataset_fields(SPEC)[name].axes
 
 
 def test_matlab_sees_the_axes_from_the_other_end(path: Path, batches: dict[str, ChannelBatch]) -> None:
@@ -57,14 +58,14 @@ def test_matlab_sees_the_axes_from_the_other_end(path: Path, batches: dict[str, 
     assert scipy.io.matlab.matfile_version(str(target)) == (2, 0)
     with h5py.File(target) as file:
         for split, batch in batches.items():
-            for name, values in batch_arrays(batch).items():
+            for name, values in batch_arrays(batch, SPEC).items():
                 variable = file[f"{split}_{name}"]
                 found = variable[()].view(values.dtype)
                 assert (found == values).all()
                 kind = {"bool": b"logical"}.get(values.dtype.name, b"single")
                 assert variable.attrs["MATLAB_class"] == kind
         axes = file["train_h_freq_axes"][()].astype(np.uint16).tobytes().decode("utf-16-le")
-        assert axes.split(",") == list(reversed(FIELDS["h_freq"].axes))
+        assert axes.split(",") == list(reversed(AXES))
 
 
 def test_matlab_files_open_in_old_hdf5(path: Path) -> None:
@@ -107,7 +108,7 @@ def test_tfrecord_holds_everything(path: Path, batches: dict[str, ChannelBatch])
     assert len(records) == 7
     features = tf.train.Example.FromString(records[6].numpy()).features.feature
     assert features["split"].bytes_list.value[0] == b"test"
-    for name, values in batch_arrays(batches["test"]).items():
+    for name, values in batch_arrays(batches["test"], SPEC).items():
         shape = tuple(features[f"{name}_shape"].int64_list.value)
         found = np.frombuffer(features[name].bytes_list.value[0], values.dtype).reshape(shape)
         assert (found == values[1]).all()

@@ -14,7 +14,8 @@ import torch
 
 from airlam.datasets.card import info, verify
 from airlam.datasets.catalog import packaged_spec
-from airlam.datasets.layout import FIELDS, SPLITS, drop_bytes, drop_shape, file_bytes, write_dataset
+from airlam.datasets.fields import AXES, dataset_fields, drop_bytes, drop_shape
+from airlam.datasets.layout import SPLITS, file_bytes, write_dataset
 from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError
 from airlam.radio.channel import ChannelBatch
@@ -63,7 +64,7 @@ def test_any_order_reads_what_was_written(path: Path, train: ChannelBatch) -> No
             slice(2, 9, 3),
         ):
             batch = dataset.batch("train", indices)
-            for name in FIELDS:
+            for name in dataset_fields(SPEC):
                 assert torch.equal(getattr(batch, name), getattr(train, name)[torch.arange(11)[indices]]), (
                     name
                 )
@@ -120,9 +121,9 @@ def test_other_processes_read_the_same(path: Path, train: ChannelBatch, tmp_path
 def test_the_file_explains_itself(path: Path) -> None:
     with h5py.File(path) as file:
         h_freq = file["train/h_freq"]
-        assert [axis.label for axis in h_freq.dims] == list(FIELDS["h_freq"].axes)
+        assert [axis.label for axis in h_freq.dims] == list(AXES)
         assert h_freq.chunks == (1, *drop_shape(SPEC)) and h_freq.dtype == np.complex64
-        assert all("unit" in file[f"train/{name}"].attrs for name in FIELDS)
+        assert all("unit" in file[f"train/{name}"].attrs for name in dataset_fields(SPEC))
         assert 'name = "quickstart"' in file.attrs["spec"]
         assert {"version_airlam", "version_torch", "version_numpy"} <= set(file.attrs)
         assert len(file["train/shard_sha256"]) == 3 and len(file["train/shard_seed"]) == 3

@@ -83,7 +83,7 @@ def test_run_specs_round_trip(rank: int, layers: int | None, tuning: Any, steps:
                 **changed("channel", model="cdl_a", delay_spread_s=1e-7),
                 "placement": {"user_orientation": "heading"},
             },
-            ["cdl_a knows no places"],
+            ["cdl_a places no users"],
         ),
         (changed("channel", model="rma", o2i_model="high"), ["o2i_model", "rma", "take umi or uma"]),
         (changed("channel", model="rma", carrier_frequency_hz=60e9), ["6e+10", "0.5e9 to 30e9 in rma"]),

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from airlam.datasets.catalog import packaged_spec
-from airlam.datasets.layout import drop_bytes, drop_shape, write_dataset
+from airlam.datasets.fields import drop_bytes, drop_shape
+from airlam.datasets.layout import write_dataset
 from airlam.datasets.store import ChannelDataset
 from airlam.radio.channel import ChannelBatch
 from airlam.specs import DatasetSpec, SplitSizes

@@ -1,6 +1,6 @@
 """Channels as they travel through the suite, and what a predictor may know of a link."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from einops import rearrange
@@ -17,6 +17,8 @@ class ChannelBatch:
     "ofdm symbols" are the dataset's slots, subcarriers are uplink then downlink (``GridSpec``).
     speed_m_per_s: float32 [batch, num_users]. position_m: float32 [batch, num_users, 3].
     los: bool [batch, num_users]. path_loss_db: float32 [batch, num_users], 0 where the model has none.
+    readings: motion and sensor readings of ray-traced drops by field name, batch first, as
+    ``airlam.datasets.fields`` describes them; those that were asked for.
     """
 
     h_freq: torch.Tensor
@@ -25,6 +27,7 @@ class ChannelBatch:
     position_m: torch.Tensor
     los: torch.Tensor
     path_loss_db: torch.Tensor
+    readings: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def links(self) -> torch.Tensor:
         """One row a user: complex64 [batch, num_users, num_slots, num_user_ant, num_bs_ant, num_subcarriers].

@@ -1,0 +1,53 @@
+"""Every spec: frozen dataclasses with units in their names, read from TOML and written back."""
+
+from airlam.specs.channel import (
+    ArraySpec,
+    ChannelModel,
+    ChannelSpec,
+    GridSpec,
+    MobilitySpec,
+    PlacementSpec,
+)
+from airlam.specs.dataset import DatasetSpec, SplitSizes
+from airlam.specs.reading import parse_spec, read_spec, require, spec_from_dict, spec_to_dict, spec_to_toml
+from airlam.specs.run import LinkSpec, ModelSpec, PredictionSpec, RunSpec, TrainingSpec
+from airlam.specs.sensors import (
+    BeamSensorSpec,
+    CameraSpec,
+    CsiSensorSpec,
+    InertialSensorSpec,
+    PositionSensorSpec,
+    RangeSensorSpec,
+    SensorsSpec,
+)
+from airlam.specs.site import SiteSpec
+
+__all__ = [
+    "ArraySpec",
+    "BeamSensorSpec",
+    "CameraSpec",
+    "ChannelModel",
+    "ChannelSpec",
+    "CsiSensorSpec",
+    "DatasetSpec",
+    "GridSpec",
+    "InertialSensorSpec",
+    "LinkSpec",
+    "MobilitySpec",
+    "ModelSpec",
+    "PlacementSpec",
+    "PositionSensorSpec",
+    "PredictionSpec",
+    "RangeSensorSpec",
+    "RunSpec",
+    "SensorsSpec",
+    "SiteSpec",
+    "SplitSizes",
+    "TrainingSpec",
+    "parse_spec",
+    "read_spec",
+    "require",
+    "spec_from_dict",
+    "spec_to_dict",
+    "spec_to_toml",
+]

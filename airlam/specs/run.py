@@ -1,0 +1,122 @@
+"""What a fine-tuning run does: task, model, training, link."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from airlam.specs.reading import require
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionSpec:
+    """Channel prediction: slots of noisy history in, slots of future out."""
+
+    num_history: int = 16
+    num_horizon: int = 4
+    duplex: Literal["tdd", "fdd"] = "tdd"  # fdd: uplink history, downlink future
+    min_snr_db: float = 0.0  # of the history, in training
+    max_snr_db: float = 30.0
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_history >= 2 and self.num_horizon >= 1, "num_history must be >= 2 and num_horizon >= 1"
+        )
+        require(
+            self.min_snr_db <= self.max_snr_db,
+            f"SNRs are {self.min_snr_db} to {self.max_snr_db} dB; expected min <= max",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """The LAM: tokeniser, backbone, how it is tuned."""
+
+    backbone: str = "small"  # small, minilm, smollm2, a hub id or a local folder
+    tokenizer: Literal["path", "patch"] = "path"
+    num_layers: int | None = None  # depth cut; None keeps all
+    tuning: Literal["lora", "full", "head", "scratch"] = "lora"
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    num_paths: int = 32  # tokens of the path tokeniser
+
+    def __post_init__(self) -> None:
+        require(self.lora_rank >= 1, f"lora_rank must be at least 1, got {self.lora_rank}")
+        require(self.num_paths >= 1, f"num_paths must be at least 1, got {self.num_paths}")
+        require(
+            self.num_layers is None or self.num_layers >= 1,
+            f"num_layers must be at least 1, got {self.num_layers}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSpec:
+    """The optimiser and when to stop."""
+
+    num_steps: int = 1000
+    batch_size: int = 32
+    accumulation_steps: int = 1
+    learning_rate: float = 6e-4
+    weight_decay: float = 0.02
+    num_samples: int = 4096  # noisy views of the training drops; each is drawn once and reused
+    validation_every_steps: int = 100
+    patience: int = 5  # validations without a better one before stopping
+    checkpoint_every_steps: int = 100
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_steps",
+            "batch_size",
+            "accumulation_steps",
+            "learning_rate",
+            "num_samples",
+            "validation_every_steps",
+            "patience",
+            "checkpoint_every_steps",
+        ):
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
+        require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkSpec:
+    """Coded multi-user OFDM downlink on which the gain is measured."""
+
+    num_users: int = 4  # scheduled together on the same band
+    snr_db: tuple[float, ...] = (0.0, 5.0, 10.0, 15.0, 20.0)  # transmit power over noise, unit-power channels
+    csi_snr_db: float = 20.0  # of the history that predictors see
+    num_bits_per_symbol: int = 4
+    coderate: float = 0.5
+    receiver: Literal["perfect", "dmrs"] = "perfect"  # how receivers know their precoded channels
+    num_drops: int = 64
+
+    def __post_init__(self) -> None:
+        require(self.num_users >= 1, f"num_users must be at least 1, got {self.num_users}")
+        require(len(self.snr_db) >= 1, "snr_db is empty; give at least one value")
+        require(
+            self.num_bits_per_symbol in (1, 2, 4, 6, 8),
+            f"num_bits_per_symbol is {self.num_bits_per_symbol}; expected 1, 2, 4, 6 or 8",
+        )
+        require(0.2 <= self.coderate <= 0.92, f"coderate is {self.coderate}; 5G LDPC takes 0.2 to 0.92")
+        require(self.num_drops >= 1, f"num_drops must be at least 1, got {self.num_drops}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """One fine-tuning run: ``airlam finetune RUN.toml`` writes ``runs/<name>``."""
+
+    name: str
+    dataset: str  # an HDF5 file, relative to the run spec
+    task: Literal["channel_prediction"] = "channel_prediction"
+    prediction: PredictionSpec = field(default_factory=PredictionSpec)
+    model: ModelSpec = field(default_factory=ModelSpec)
+    training: TrainingSpec = field(default_factory=TrainingSpec)
+    link: LinkSpec = field(default_factory=LinkSpec)
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.name) and "/" not in self.name and not self.name.startswith("."),
+            f"name is {self.name!r}; it names the run's folder, so no '/' and no leading '.'",
+        )

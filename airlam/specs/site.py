@@ -1,0 +1,45 @@
+"""A place whose channels are ray-traced."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from airlam.specs.reading import require
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteSpec:
+    """A scene, where its base station stands, and how users and other cars drive through it.
+
+    A shard of the dataset is a trajectory of each of its users, driven along the streets at a speed drawn
+    from the spec's ``mobility``; its drops are places ``position_interval_s`` apart on it. Coordinates are
+    the scene's; the dataset's positions count from the mast's foot.
+    """
+
+    scene: str  # munich, etoile, florence, san_francisco, simple_street_canyon..., or a Mitsuba XML file
+    base_station_position_m: tuple[float, float, float]
+    base_station_yaw_deg: float = 0.0  # of the boresight, from x towards y
+    base_station_downtilt_deg: float = 0.0
+    area_m: tuple[float, float, float, float] = (-200.0, -200.0, 200.0, 200.0)  # x and y from, x and y to
+    user_height_m: float = 1.5
+    user_orientation: Literal["fixed", "heading"] = "heading"
+    position_interval_s: float = 0.1
+    retrace_distance_m: float = 0.5  # within a drop; in between each path keeps its Doppler
+    max_depth: int = 3
+    num_rays: int = 100_000  # launched a transmitter
+    num_cars: int = 0  # that drive along the streets, block and reflect
+    diffuse_reflection: bool = False
+    refraction: bool = False
+    diffraction: bool = False
+
+    def __post_init__(self) -> None:
+        require(bool(self.scene), "scene is empty; name a packaged scene or a Mitsuba XML file")
+        x_from, y_from, x_to, y_to = self.area_m
+        require(
+            x_from < x_to and y_from < y_to,
+            f"area_m is {self.area_m}; expected x and y from, then larger x and y to",
+        )
+        for name in ("user_height_m", "position_interval_s", "retrace_distance_m"):
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        require(0 <= self.max_depth <= 16, f"max_depth is {self.max_depth}; expected 0 to 16")
+        require(1 <= self.num_rays <= 10**8, f"num_rays is {self.num_rays}; expected 1 to 100000000")
+        require(0 <= self.num_cars <= 100, f"num_cars is {self.num_cars}; expected 0 to 100")
