@@ -1,6 +1,6 @@
 """The layout of a dataset file and how it is written: named axes, units, spec, seeds, versions, checksums.
 
-The root has ``format``, ``spec`` (TOML) and versions as attributes; the groups train, validation and test hold
+The root has ``format``, ``spec`` (TOML) and versions as attributes; train, validation and test hold
 ``dataset_fields`` by drop, and ``shard_sha256`` and ``shard_seed`` by shard of ``spec.shard_drops`` drops.
 """
 
