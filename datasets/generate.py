@@ -1,205 +1,135 @@
-"""Writes a dataset shard by shard, within a memory budget, so that a killed run goes on where it stopped.
+"""Writes a dataset shard by shard, by one process or many, so that a killed run goes on where it stopped.
 
-Each shard is drawn from a seed of its own, which follows from the spec's seed, the split and the shard's
-index, so no split shares a drop with another and no shard depends on the others. Finished shards wait in
-``.NAME.parts`` beside the target until all are there; the target then appears whole. The bytes depend on
-the spec and the versions of the software only, neither on interruptions nor on the budget.
+The file is laid out in ``.NAME.unfinished`` beside the target and filled there; it takes the target's name
+when all shards are in it, so the target appears whole. The bytes depend on the spec, the versions of the
+software and the kind of processor, whose vector instructions round in their own order, and on nothing else:
+neither on interruptions nor on the budget, nor on who draws which shard.
 """
 
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
-import math
+import operator
+import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import h5py
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
-from airlam.datasets.fields import dataset_fields, drop_bytes, drop_shape
-from airlam.datasets.layout import (
-    LIBVER,
-    SPLITS,
-    batch_arrays,
-    create_field,
-    file_bytes,
-    new_dataset,
-    new_hdf5,
-    refuse_existing,
-    refuse_folder,
-    software_versions,
-    total_drops,
+from airlam.datasets.cluster import draw_with_ray
+from airlam.datasets.fields import drop_bytes
+from airlam.datasets.layout import refuse_existing, refuse_folder, software_versions, total_drops
+from airlam.datasets.machine import memory_bytes, num_cores
+from airlam.datasets.shards import (
+    Arrays,
+    Progress,
+    Shard,
+    Tally,
+    caller_bytes,
+    draw_blocks,
+    drawing_bytes,
+    drops_per_block,
+    one_thread,
+    plan_shards,
     write_shard,
 )
 from airlam.datasets.store import ChannelDataset
-from airlam.datasets.synthesis import draw_drops
+from airlam.datasets.unfinished import UnfinishedFile
+from airlam.datasets.workers import draw_with_workers
 from airlam.errors import DataError, SpecError
-from airlam.files import recover, whole_file
+from airlam.files import recover, sync
 from airlam.specs import DatasetSpec, spec_to_toml
 
-MAX_CLUSTERS = 25  # of CDL-B to E and of UMi, UMa and RMa with their sub-clusters
-RAYS_PER_CLUSTER = 20
-BLOCK_BYTES = 64 * 2**20  # intermediates of the drops that are drawn at once; larger is not faster
-PROCESS_BYTES = 600 * 2**20  # interpreter, torch and Sionna, before the first drop
+LEAST_BUDGET_BYTES = 2 * 2**30
+WORTH_A_WORKER_BYTES = 4 * 2**30  # of channels: drawing them takes longer than starting a process
 DISK_SLACK = 1.02
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-Progress = Callable[[str, int, int, str], None]
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
-    """One shard of a split: its drops, and the seed of each block of drops that are drawn together."""
-
-    split: str
-    index: int
-    num_drops: int
-    seed: int
-
-    @property
-    def file_name(self) -> str:
-        """Name of its file among the parts."""
-        return f"{self.split}-{self.index:06d}.h5"
-
-
-def working_bytes_per_drop(spec: DatasetSpec) -> int:
-    """Memory that drawing one drop takes, from above.
-
-    Rays by antennas, paths by antennas by slots, and the channel, in complex64 values with the copies that
-    the matrix products need.
-    """
-    *ends, num_slots, num_subcarriers = drop_shape(spec)
-    antennas = math.prod(ends)  # every user's pairs of ports
-    rays = MAX_CLUSTERS * RAYS_PER_CLUSTER * (4 * antennas + spec.num_users * (3 * num_slots + 30))
-    paths = 3 * MAX_CLUSTERS * antennas * num_slots + 3 * MAX_CLUSTERS * spec.num_users * num_subcarriers
-    channel = 3 * antennas * num_slots * num_subcarriers
-    return 8 * (rays + paths + channel)
-
-
-def drops_per_block(spec: DatasetSpec) -> int:
-    """Drops drawn at once. It decides which random numbers a drop gets, so it follows from the spec alone."""
-    return max(1, min(spec.shard_drops, BLOCK_BYTES // working_bytes_per_drop(spec)))
-
-
-def plan_shards(spec: DatasetSpec) -> list[Shard]:
-    """Every shard with its seed, in the order of writing."""
-    shards = []
-    for number, split in enumerate(SPLITS):
-        total = getattr(spec.drops, split)
-        for index, start in enumerate(range(0, total, spec.shard_drops)):
-            seed = np.random.SeedSequence([spec.seed, number, index]).generate_state(1, np.uint64)[0]
-            size = min(spec.shard_drops, total - start)
-            shards.append(Shard(split=split, index=index, num_drops=size, seed=int(seed)))
-    return shards
 
 
 def generate(
     spec: DatasetSpec,
     path: Path,
     *,
-    memory_budget_bytes: int = 2 * 2**30,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    memory_budget_bytes: int | None = None,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> None:
     """Draws the spec's drops with Sionna into an HDF5 file; a second call after an interruption goes on.
 
-    memory_budget_bytes bounds the whole process, ``PROCESS_BYTES`` for the libraries included.
+    workers: processes that draw; None is one a core, as far as there is work that pays for starting them.
+    One draws in this process. A shard whose worker is killed is drawn again.
+    ray_address: draws with Ray tasks instead, on the cluster there (``HOST:PORT``, ``auto`` for the one that
+    runs on this machine) or on one started here (``local``); ``workers`` then bounds the tasks at a time.
+    memory_budget_bytes: of all processes on this machine together, libraries included, which may reduce the
+    workers; None is half the machine's memory, and at least 2 GiB.
     on_progress(what, done, total, detail) is called at the start and after each block of drops.
+
+    Same spec, same versions, same kind of processor: same bytes, whatever the other arguments.
     SpecError where one block does not fit the budget or the model cannot do what the spec asks; DataError
-    where the target exists, another process is writing it, or the disk is too small.
+    where the target exists, another process is writing it, the disk is too small, or a shard loses its
+    worker time and again.
     """
     refuse_folder(path)
-    _require_memory(spec, memory_budget_bytes)
-    with _parts_folder(path) as parts:
-        if not overwrite and _only_parts_remain(spec, path, parts):
-            return
+    budget = memory_budget_bytes or max(LEAST_BUDGET_BYTES, memory_bytes() // 2)
+    _require_memory(spec, budget)
+    if workers is not None and workers < 1:
+        raise SpecError(f"workers is {workers}; expected 1 or more, or None for one a core")
+    folder = path.with_name(f".{path.name}.unfinished")
+    was_there = folder.exists()
+    with _held(folder, path):
+        unfinished = folder / f"{_fingerprint(spec)}.h5"
+        if was_there and not overwrite and not unfinished.exists() and _is_made(spec, path):
+            return  # killed when the file had its name and before the folder was gone
         refuse_existing(path, overwrite)
-        _keep_own_parts(spec, parts)
         recover(path)
-        _require_disk(spec, path, parts)
-        shards = plan_shards(spec)
-        try:
-            _draw_missing(spec, parts, shards, on_progress)
-            _assemble(spec, path, parts, shards)
-        except KeyboardInterrupt:
-            done = sum((parts / shard.file_name).exists() for shard in shards)
-            logger.warning("stopped with %d of %d shards done; run it again to go on", done, len(shards))
-            raise
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            raise DataError(
-                f"the disk of {path} is full; free some space and run it again to go on"
-            ) from None
+        with _full_disk_told(path):
+            _lay_out(spec, path, unfinished)
+            _draw(spec, unfinished, workers, ray_address, budget, on_progress or (lambda *_: None))
+            os.replace(unfinished, path)
+            sync(path.parent)
 
 
 def _require_memory(spec: DatasetSpec, budget: int) -> None:
     """SpecError with the numbers where a block of drops does not fit the budget."""
-    block = drops_per_block(spec)
-    needed = PROCESS_BYTES + block * (working_bytes_per_drop(spec) + drop_bytes(spec))
+    needed = drawing_bytes(spec)
     if needed > budget:
         raise SpecError(
-            f"{spec.name} draws {block} drops at once and needs {needed / 2**20:.0f} MiB, beyond the budget "
-            f"of {budget / 2**20:.0f} MiB; allow more, or take fewer subcarriers, slots, antennas or users"
-        )
-
-
-def _require_disk(spec: DatasetSpec, path: Path, parts: Path) -> None:
-    """DataError where the parts still to come and the file itself do not fit the disk."""
-    total = drop_bytes(spec) * total_drops(spec)
-    there = sum(file.stat().st_size for file in parts.iterdir())
-    needed = int(DISK_SLACK * (2 * total - min(there, total)))
-    free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise DataError(
-            f"{path} needs {needed} bytes of disk while it is written and {total} afterwards, but {free} are "
-            "free; free some space or take fewer drops"
+            f"{spec.name} draws {drops_per_block(spec)} drops at once and needs {needed / 2**20:.0f} MiB, "
+            f"beyond the budget of {budget / 2**20:.0f} MiB; allow more, or take fewer subcarriers, slots, "
+            "antennas or users"
         )
 
 
 @contextmanager
-def _parts_folder(path: Path) -> Iterator[Path]:
-    """The folder of finished shards, for this process alone; it stays only where shards wait in it."""
-    parts = path.with_name(f".{path.name}.parts")
-    parts.mkdir(parents=True, exist_ok=True)
-    with (parts / "lock").open("w") as lock:
+def _held(folder: Path, path: Path) -> Iterator[None]:
+    """The folder of the unfinished file, for this process alone; it stays only where such a file is in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(f"another process is writing {path}; wait for it or stop it") from None
-        done = False
         try:
-            yield parts
-            done = True
+            yield
         finally:
-            if done or not any(parts.glob("*.h5")):
-                shutil.rmtree(parts)
+            if not any(folder.glob("*.h5")):
+                shutil.rmtree(folder)
 
 
-def _keep_own_parts(spec: DatasetSpec, parts: Path) -> None:
-    """Shards of another spec or software go, and what a kill cut off."""
-    mark = _mark(spec, parts)
-    if not mark.exists():
-        for file in parts.iterdir():
-            if file.name != "lock":
-                file.unlink()
-        mark.touch()
-    for file in parts.glob(".*.part"):
-        file.unlink()
-
-
-def _only_parts_remain(spec: DatasetSpec, path: Path, parts: Path) -> bool:
-    """Whether a run of this spec was killed after its file was whole and before its parts were gone."""
-    if not (_mark(spec, parts).exists() and path.is_file()):
+def _is_made(spec: DatasetSpec, path: Path) -> bool:
+    """Whether the target is there, drawn from this spec by this software."""
+    if not path.is_file():
         return False
     try:
         dataset = ChannelDataset.open(path)
@@ -209,65 +139,123 @@ def _only_parts_remain(spec: DatasetSpec, path: Path, parts: Path) -> bool:
     return dataset.spec == spec and made_by == software_versions()
 
 
-def _mark(spec: DatasetSpec, parts: Path) -> Path:
-    """The file that says whose parts these are."""
-    return parts / f"made-by-{_fingerprint(spec)}"
-
-
 def _fingerprint(spec: DatasetSpec) -> str:
-    """Names what decides a shard's bytes: the spec and the software."""
+    """Names what decides a shard's bytes: the spec, the software, and a scene's own file."""
     text = spec_to_toml(spec) + json.dumps(software_versions(), sort_keys=True)
+    if spec.site is not None and (scene := Path(spec.site.scene)).is_file():  # a scene of the user's own
+        text += hashlib.sha256(scene.read_bytes()).hexdigest()
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _draw_missing(spec: DatasetSpec, parts: Path, shards: list[Shard], on_progress: Progress | None) -> None:
-    """Draws each shard that has no file yet."""
-    missing = [shard for shard in shards if not (parts / shard.file_name).exists()]
-    total = total_drops(spec)
-    done = total - sum(shard.num_drops for shard in missing)
-    report = on_progress or (lambda *_: None)
-    report("drops", done, total, "")
-    for shard in missing:
-        size = file_bytes(spec, shard.num_drops)
-        with (
-            whole_file(parts / shard.file_name) as temporary,
-            new_hdf5(temporary, size, libver=LIBVER) as file,
-        ):
-            for name, field in dataset_fields(spec).items():
-                create_field(file, name, field, shard.num_drops)
-            row = 0
-            for arrays in _draw_blocks(spec, shard):
-                stop = row + len(arrays["h_freq"])
-                for name, values in arrays.items():
-                    file[name][row:stop] = values
-                row = stop
-                report("drops", done + row, total, "")
-        done += shard.num_drops
+@contextmanager
+def _full_disk_told(path: Path) -> Iterator[None]:
+    """DataError where the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise DataError(f"the disk of {path} is full; free some space and run it again to go on") from None
 
 
-def plan_blocks(spec: DatasetSpec, shard: Shard) -> list[tuple[int, int]]:
-    """Seed and number of drops of each block of a shard; ``draw_drops`` of them gives the stored drops."""
-    block = drops_per_block(spec)
-    num_blocks = math.ceil(shard.num_drops / block)
-    seeds = np.random.SeedSequence(shard.seed).generate_state(num_blocks, np.uint64).tolist()
-    return [(seed, min(block, shard.num_drops - index * block)) for index, seed in enumerate(seeds)]
+def _lay_out(spec: DatasetSpec, path: Path, unfinished: Path) -> None:
+    """An empty file with room for everything, unless it waits there; those of other specs go."""
+    for file in unfinished.parent.glob("*.h5"):
+        if file != unfinished:
+            file.unlink()
+    recover(unfinished)
+    if not unfinished.exists():
+        _require_disk(spec, path)
+        UnfinishedFile.create(unfinished, spec)
 
 
-def _draw_blocks(spec: DatasetSpec, shard: Shard) -> Iterator[dict[str, NDArray[Any]]]:
-    for seed, num_drops in plan_blocks(spec, shard):
-        yield batch_arrays(draw_drops(spec, seed, num_drops), spec)
+def _require_disk(spec: DatasetSpec, path: Path) -> None:
+    """DataError where the file does not fit the disk."""
+    needed = int(DISK_SLACK * drop_bytes(spec) * total_drops(spec))
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise DataError(
+            f"{path} needs {needed} bytes of disk, but {free} are free; free some space or take fewer drops"
+        )
 
 
-def _assemble(spec: DatasetSpec, path: Path, parts: Path, shards: list[Shard]) -> None:
-    """All shards into the target, which appears whole."""
-    with whole_file(path) as temporary, new_dataset(temporary, spec, "generated") as file:
-        for shard in shards:
-            with h5py.File(parts / shard.file_name, "r") as part:
-                blocks = _stored_blocks(part, spec)
-                write_shard(file[shard.split], spec, shard.index, blocks, shard.seed)
+def _draw(
+    spec: DatasetSpec,
+    unfinished: Path,
+    workers: int | None,
+    ray_address: str | None,
+    budget: int,
+    on_progress: Progress,
+) -> None:
+    """Draws each shard that the file lacks: in this process, in others, or with Ray."""
+    shards = plan_shards(spec)
+    with UnfinishedFile.open(unfinished, spec) as file, _left_in_order(file, shards):
+        tally = Tally(file, shards, on_progress)
+        if ray_address is not None:
+            draw_with_ray(spec, tally, ray_address, workers, budget)
+        elif (count := _num_workers(spec, tally.missing, workers, budget)) > 1:
+            draw_with_workers(spec, tally, count)
+        else:
+            _draw_here(spec, tally)
+        file.sync()  # the last checksums
 
 
-def _stored_blocks(part: h5py.File, spec: DatasetSpec) -> Iterator[dict[str, NDArray[Any]]]:
-    block = drops_per_block(spec)
-    for row in range(0, part["h_freq"].shape[0], block):
-        yield {name: part[name][row : row + block] for name in dataset_fields(spec)}
+@contextmanager
+def _left_in_order(file: UnfinishedFile, shards: list[Shard]) -> Iterator[None]:
+    """After Ctrl-C says how much is done; a file without a finished shard is not kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        done = _num_finished(file, shards)
+        logger.warning("stopped with %d of %d shards done; run it again to go on", done, len(shards))
+        raise
+    finally:
+        if not _num_finished(file, shards):
+            file.path.unlink()
+
+
+def _num_finished(file: UnfinishedFile, shards: list[Shard]) -> int:
+    return sum(file.is_finished(shard.split, shard.index) for shard in shards)
+
+
+def _draw_here(spec: DatasetSpec, tally: Tally) -> None:
+    """Shard by shard, in this process: a thread draws while what it drew before is written.
+
+    A ray tracer stays in the thread that loaded it.
+    """
+    drawn = ((shard, arrays) for shard in tally.missing for arrays in draw_blocks(spec, shard))
+    ahead = drawn if spec.channel.is_ray_traced else _ahead(drawn)
+    with one_thread(), closing(ahead) as blocks:
+        for shard, of_shard in itertools.groupby(blocks, key=operator.itemgetter(0)):
+            arrays = map(operator.itemgetter(1), of_shard)
+            sha256 = write_shard(spec, shard, arrays, tally.file, partial(tally.add, shard))
+            tally.finish(shard, sha256)
+
+
+def _ahead(items: Iterator[tuple[Shard, Arrays]]) -> Generator[tuple[Shard, Arrays]]:
+    """The items, each made by a thread while the one before is in use; its errors come out here."""
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+
+
+def _num_workers(spec: DatasetSpec, missing: list[Shard], wanted: int | None, budget: int) -> int:
+    """As many as are wanted, have a shard to draw and fit the budget."""
+    most = min(wanted or _num_worthwhile(spec, missing), len(missing))
+    room = max(1, (budget - caller_bytes(spec)) // drawing_bytes(spec))
+    if room < most:
+        logger.warning(
+            "%d workers instead of %d: each needs %d MiB, and the memory budget is %d MiB",
+            *(room, most, drawing_bytes(spec) >> 20, budget >> 20),
+        )
+    return min(most, room)
+
+
+def _num_worthwhile(spec: DatasetSpec, missing: list[Shard]) -> int:
+    """One a core, but none that would end before it had started; tracing rays is always worth a start."""
+    if spec.channel.is_ray_traced:
+        return num_cores()
+    work_bytes = drop_bytes(spec) * sum(shard.num_drops for shard in missing)
+    return min(num_cores(), max(1, work_bytes // WORTH_A_WORKER_BYTES))

@@ -8,18 +8,29 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from airlam.datasets import generate as module
 from airlam.datasets.card import verify
 from airlam.datasets.catalog import packaged_spec
-from airlam.datasets.generate import drops_per_block, generate, plan_shards, working_bytes_per_drop
+from airlam.datasets.generate import generate
+from airlam.datasets.shards import (
+    Shard,
+    drops_per_block,
+    plan_shards,
+    working_bytes,
+)
+from airlam.datasets.stochastic import synthesis
 from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError, SpecError
+from airlam.radio.channel import ChannelBatch
 from airlam.specs import DatasetSpec, SplitSizes, spec_to_toml
 
 SPEC = dataclasses.replace(
@@ -50,18 +61,17 @@ AT_THE_LAST_STEP = (
     + """
 remove = shutil.rmtree
 def dying(path, *rest, **options):
-    if str(path).endswith('.parts'): os.kill(os.getpid(), signal.SIGKILL)
+    if str(path).endswith('.unfinished'): os.kill(os.getpid(), signal.SIGKILL)
     remove(path, *rest, **options)
 shutil.rmtree = dying
 generate(spec, pathlib.Path(sys.argv[1]))
 """
 )
-WHILE_PUTTING_TOGETHER = (
+WHILE_LAYING_OUT = (
     KILLED
     + """
-import airlam.datasets.generate as module
-def dying(*rest): os.kill(os.getpid(), signal.SIGKILL)
-module.write_shard = dying
+import airlam.files
+airlam.files.sync = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 generate(spec, pathlib.Path(sys.argv[1]))
 """
 )
@@ -89,20 +99,15 @@ def test_killed_and_resumed_equals_never_killed(whole: Path, tmp_path: Path) -> 
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    parts = tmp_path / f".{path.name}.parts"
-    finished = parts / "train-000000.h5"
-    assert not path.exists() and finished.exists()
-    drawn_at = finished.stat().st_mtime_ns
-    kept = []
-    generate(
-        SPEC, path, on_progress=lambda *_: kept.append(finished.exists() and finished.stat().st_mtime_ns)
-    )
-    assert kept[0] == drawn_at  # the finished shard was not drawn again
+    assert not path.exists() and len(list(tmp_path.iterdir())) == 1
+    seen: list[int] = []
+    generate(SPEC, path, on_progress=lambda what, done, total, detail: seen.append(done))
+    assert seen == [4, 8, 10, 13, 17]  # the finished shard was not drawn again
     assert path.read_bytes() == whole.read_bytes()
-    assert not parts.exists()
+    assert list(tmp_path.iterdir()) == [path]
 
 
-def test_killed_before_the_parts_were_gone_goes_on(whole: Path, tmp_path: Path) -> None:
+def test_killed_before_the_folder_was_gone_goes_on(whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "set.h5"
     run = subprocess.run([sys.executable, "-c", AT_THE_LAST_STEP, str(path)])
     assert run.returncode == -signal.SIGKILL and path.exists() and len(list(tmp_path.iterdir())) == 2
@@ -118,23 +123,13 @@ def test_killed_before_the_parts_were_gone_goes_on(whole: Path, tmp_path: Path) 
     assert (copy / "set.h5").read_text() == "mine"
 
 
-def test_killed_while_putting_together_leaves_no_orphan(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_while_laying_out_leaves_no_orphan(whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "set.h5"
-    run = subprocess.run([sys.executable, "-c", WHILE_PUTTING_TOGETHER, str(path)])
-    assert run.returncode == -signal.SIGKILL and len(list(tmp_path.glob(".set.h5.*.part"))) == 1
-    seen = []
-    real = module._require_disk
-
-    def looking(spec: DatasetSpec, path: Path, parts: Path) -> None:
-        seen.append(list(tmp_path.glob(".set.h5.*.part")))
-        real(spec, path, parts)
-
-    monkeypatch.setattr(module, "_require_disk", looking)
+    run = subprocess.run([sys.executable, "-c", WHILE_LAYING_OUT, str(path)])
+    assert run.returncode == -signal.SIGKILL
+    assert [file.suffix for file in tmp_path.glob(".set.h5.unfinished/.*")] == [".part"]
     generate(SPEC, path)
-    assert seen == [[]] and list(tmp_path.iterdir()) == [path]  # it did not count against the free space
-    assert path.read_bytes() == whole.read_bytes()
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == whole.read_bytes()
 
 
 def test_progress_starts_where_work_starts_and_ends_once(tmp_path: Path) -> None:
@@ -143,7 +138,7 @@ def test_progress_starts_where_work_starts_and_ends_once(tmp_path: Path) -> None
     assert seen == [0, 4, 8, 10, 13, 17]
 
 
-def test_ctrl_c_keeps_the_parts_and_says_so(
+def test_ctrl_c_keeps_what_is_finished_and_says_so(
     whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "set.h5"
@@ -164,13 +159,23 @@ def test_the_budget_leaves_the_bytes_alone(whole: Path, tmp_path: Path) -> None:
     assert (tmp_path / "set.h5").read_bytes() == whole.read_bytes()
 
 
-def test_thread_count_leaves_the_bytes_alone(whole: Path, tmp_path: Path) -> None:
-    import torch
+def test_thread_count_leaves_the_bytes_alone(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each drop is drawn on one thread, however many torch may use; afterwards it may as before."""
+    real, used = synthesis.draw_batches, []
 
+    def draw_batches(spec: DatasetSpec, seed: int, num_drops: int) -> Iterator[ChannelBatch]:
+        for batch in real(spec, seed, num_drops):
+            used.append(torch.get_num_threads())
+            yield batch
+
+    monkeypatch.setattr(synthesis, "draw_batches", draw_batches)
     before = torch.get_num_threads()
-    torch.set_num_threads(2 if before == 1 else 1)
+    torch.set_num_threads(3)
     try:
         generate(SPEC, tmp_path / "set.h5")
+        assert torch.get_num_threads() == 3 and set(used) == {1}
     finally:
         torch.set_num_threads(before)
     assert (tmp_path / "set.h5").read_bytes() == whole.read_bytes()
@@ -202,7 +207,7 @@ def test_the_file_verifies(whole: Path) -> None:
     assert verify(whole).num_drops == {"train": 10, "validation": 3, "test": 4}
 
 
-def test_parts_of_another_spec_are_not_mixed_in(tmp_path: Path) -> None:
+def test_shards_of_another_spec_are_not_mixed_in(tmp_path: Path) -> None:
     path = tmp_path / "set.h5"
 
     def interrupt(what: str, done: int, total: int, detail: str) -> None:
@@ -240,24 +245,21 @@ def test_a_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_is_full_in_truth(whole: Path, tmp_path: Path) -> None:
-    """HDF5 itself would crash as the process ends; the shards that fitted are kept for the next attempt."""
+def test_a_disk_that_is_full_in_truth(tmp_path: Path) -> None:
+    """HDF5 itself would crash as the process ends; the room is taken before anything is drawn."""
     (spec := tmp_path / "spec.toml").write_text(spec_to_toml(SPEC))
-    path, room = tmp_path / "set.h5", 600_000  # for a shard, not for the whole
+    path, room = tmp_path / "set.h5", 600_000  # not for the whole
     done = subprocess.run(
         [sys.executable, "-P", "-m", "airlam", "generate", str(spec), "-o", str(path)],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
         capture_output=True,
         text=True,
     )
-    *progress, last = done.stderr.splitlines()
-    assert done.returncode == 2 and last == (
-        f"airlam: the disk of {path} is full; free some space and run it again to go on"
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"airlam: the disk of {path} is full; free some space and run it again to go on\n",
     )
-    assert all(line.startswith("drops: ") for line in progress)
-    assert not path.exists() and not list(tmp_path.glob(".*.part"))
-    generate(SPEC, path, on_progress=lambda what, done, total, detail: progress.append(str(done)))
-    assert progress[-1] == "17" and path.read_bytes() == whole.read_bytes()
+    assert list(tmp_path.iterdir()) == [spec]
 
 
 def test_a_folder_is_no_target(tmp_path: Path) -> None:
@@ -268,19 +270,28 @@ def test_a_folder_is_no_target(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["set.h5"]
 
 
-def test_a_disk_that_fills_up(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_shards", [0, 2])
+def test_a_disk_that_fills_up(
+    num_shards: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the file system cannot reserve room; the shards that fitted are kept for the next attempt."""
     path = tmp_path / "set.h5"
+    real, drawn = module.write_shard, []
 
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def full(spec: DatasetSpec, shard: Shard, *rest: Any) -> str:
+        drawn.append(shard)
+        if len(drawn) > num_shards:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(spec, shard, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_shard", full)
         with pytest.raises(DataError, match="full; free some space"):
             generate(SPEC, path)
-    assert not path.exists() and not list(tmp_path.glob(".*.part"))
-    generate(SPEC, path)
-    assert path.read_bytes() == whole.read_bytes()
+    assert not path.exists() and len(list(tmp_path.iterdir())) == min(num_shards, 1)
+    seen: list[int] = []
+    generate(SPEC, path, on_progress=lambda what, done, total, detail: seen.append(done))
+    assert seen[0] == 4 * num_shards and path.read_bytes() == whole.read_bytes()
 
 
 def test_two_at_once_on_one_target(tmp_path: Path) -> None:
@@ -302,9 +313,9 @@ def test_impossible_physics_leaves_no_file(tmp_path: Path) -> None:
 
 def test_blocks_follow_from_the_spec(tmp_path: Path) -> None:
     big: DatasetSpec = packaged_spec("llm4cp_uma_omni")
-    assert 1 <= drops_per_block(big) <= 64
-    assert drops_per_block(big) * working_bytes_per_drop(big) <= module.BLOCK_BYTES
+    assert drops_per_block(big) == big.shard_drops
     assert drops_per_block(dataclasses.replace(SPEC, shard_drops=2)) == 2
+    assert 1 <= drops_per_block(dataclasses.replace(big, num_users=64)) < big.shard_drops
 
 
 def test_memory_stays_below_the_estimate() -> None:
@@ -312,17 +323,17 @@ def test_memory_stays_below_the_estimate() -> None:
     code = (
         "import resource\n"
         "from airlam.datasets.catalog import packaged_spec\n"
-        "from airlam.datasets.generate import drops_per_block\n"
-        "from airlam.datasets.synthesis import draw_drops\n"
+        "from airlam.datasets.shards import draw_blocks, plan_shards\n"
         "spec = packaged_spec('llm4cp_uma_omni')\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "for seed in range(3): draw_drops(spec, seed, drops_per_block(spec))\n"
+        "for shard in plan_shards(spec)[:3]:\n"
+        "    for arrays in draw_blocks(spec, shard): pass\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     spec = packaged_spec("llm4cp_uma_omni")
     tables = 100 * 2**20  # torch and Sionna on first use, part of PROCESS_BYTES
-    assert int(done.stdout) <= tables + drops_per_block(spec) * working_bytes_per_drop(spec)
+    assert int(done.stdout) <= tables + working_bytes(spec)
 
 
 def test_nothing_in_the_file_depends_on_the_clock(whole: Path) -> None:
