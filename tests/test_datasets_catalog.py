@@ -33,7 +33,7 @@ def test_all_names_are_there() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             models.add(packaged_spec(name).channel.model.split("_")[0])
-    assert models == {"cdl", "tdl", "umi", "uma", "rma"}
+    assert models == {"cdl", "tdl", "umi", "uma", "rma", "ray"}
 
 
 @pytest.mark.parametrize("name", ["llm4cp_uma_directional", "llm4cp_uma_omni"])
