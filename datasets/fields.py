@@ -6,8 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from airlam.specs import CsiSensorSpec, DatasetSpec
+from airlam.specs.sensors import SENSOR_READINGS, SHARED_SENSORS, presence_and_age
 
+# of channels made at once: the next ones find their memory in place, where more would be mapped page by page
+BATCH_BYTES = 16 * 2**20
 AXES = ("drop", "num_rx", "num_rx_ant", "num_tx", "num_tx_ant", "num_ofdm_symbols", "num_subcarriers")
+USER_FIELDS = ("speed_m_per_s", "position_m", "los", "path_loss_db")  # of ``ChannelBatch`` itself
+POSITION_UNIT = "m, base station mast at the origin"
+SCENE_POSITION_UNIT = f"{POSITION_UNIT}, heights above z = 0 of the scene"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +44,7 @@ def dataset_fields(spec: DatasetSpec) -> dict[str, Field]:
         "speed_m_per_s": Field(dtype="float32", unit="m/s", axes=("drop", "user"), shape=users),
         "position_m": Field(
             dtype="float32",
-            unit="m, base station mast at the origin",
+            unit=SCENE_POSITION_UNIT if spec.channel.is_ray_traced else POSITION_UNIT,
             axes=("drop", "user", "xyz"),
             shape=(*users, 3),
         ),
@@ -53,7 +59,8 @@ def dataset_fields(spec: DatasetSpec) -> dict[str, Field]:
 def reading_fields(spec: DatasetSpec) -> dict[str, Field]:
     """The fields that travel as ``ChannelBatch.readings``: motion along a trajectory, then the sensors'.
 
-    Empty unless the channel is ray-traced. Each sensor S has its reading, ``S_present`` and ``S_age_s``.
+    Empty unless the channel is ray-traced. Each sensor has its reading, zero where it is missing, and the
+    two arrays of ``presence_and_age``.
     """
     if not spec.channel.is_ray_traced:
         return {}
@@ -66,13 +73,14 @@ def reading_fields(spec: DatasetSpec) -> dict[str, Field]:
         ),
     }
     readings = _sensor_readings(spec)
-    for name, sensor in readings.items():
-        seen_by = () if name == "camera_image" else users  # the camera is the base station's
+    for sensor in spec.sensors.present:
+        seen_by = () if sensor in SHARED_SENSORS else users
         axes = ("drop", "user") if seen_by else ("drop",)
-        stem = name.split("_")[0]
-        fields[name] = sensor
-        fields[f"{stem}_present"] = Field(dtype="bool", unit="1 (not missing)", axes=axes, shape=seen_by)
-        fields[f"{stem}_age_s"] = Field(dtype="float32", unit="s before the drop", axes=axes, shape=seen_by)
+        name = SENSOR_READINGS[sensor]
+        present, age_s = presence_and_age(name)
+        fields[name] = readings[name]
+        fields[present] = Field(dtype="bool", unit="1 (not missing)", axes=axes, shape=seen_by)
+        fields[age_s] = Field(dtype="float32", unit="s before the drop", axes=axes, shape=seen_by)
     return fields
 
 
@@ -83,7 +91,7 @@ def _sensor_readings(spec: DatasetSpec) -> dict[str, Field]:
     if sensors.position is not None:
         found["gnss_position_m"] = Field(
             dtype="float32",
-            unit="m, base station mast at the origin",
+            unit=SCENE_POSITION_UNIT,
             axes=("drop", "user", "xyz"),
             shape=(*users, 3),
         )
@@ -124,9 +132,9 @@ def _csi_field(spec: DatasetSpec, sensor: CsiSensorSpec) -> Field:
     ports = (spec.num_users, spec.user.num_ports, spec.base_station.num_ports)
     return Field(
         dtype="complex64",
-        unit="1 (amplitude gain)",
+        unit="1 (amplitude gain, uplink band)",
         axes=("drop", "user", "user_ant", "bs_ant", "subcarrier"),
-        shape=(*ports, math.ceil(spec.grid.num_subcarriers / sensor.comb)),
+        shape=(*ports, math.ceil(spec.grid.num_uplink_subcarriers / sensor.comb)),
     )
 
 

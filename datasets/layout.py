@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from airlam.datasets.fields import Field, dataset_fields, drop_bytes
+from airlam.datasets.fields import USER_FIELDS, Field, dataset_fields, drop_bytes, reading_fields
 from airlam.errors import DataError
 from airlam.files import reserve, whole_file
 from airlam.radio.channel import ChannelBatch
@@ -26,11 +26,10 @@ from airlam.specs import DatasetSpec, spec_to_toml
 FORMAT = "airlam-channels"
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
-VERSIONED = ("airlam", "sionna", "torch", "numpy", "h5py")
+VERSIONED = ("airlam", "sionna", "sionna-rt", "mitsuba", "drjit", "torch", "numpy", "h5py")
 LIBVER = ("v110", "v110")  # of HDF5: its index of chunks is small and read at once
 HEAD_BYTES, INDEX_BYTES_PER_DROP = 2**18, 64  # above what a file holds besides its drops, a chunked field
-SMALL_BYTES = 2**10  # a drop; fields of more are read when they are asked for
-
+SMALL_BYTES = 2**10  # a drop; readings of more are read when they are asked for
 
 SHARD_FIELDS = {"shard_sha256": "S64", "shard_seed": "uint64"}
 
@@ -75,9 +74,13 @@ def total_drops(spec: DatasetSpec) -> int:
 
 
 @contextmanager
-def new_dataset(path: Path, spec: DatasetSpec, source: str) -> Iterator[h5py.File]:
-    """A new file with every dataset laid out and nothing in it; same spec and versions, same bytes."""
-    with new_hdf5(path, file_bytes(spec, total_drops(spec)), libver=LIBVER, track_order=False) as file:
+def new_dataset(path: Path, spec: DatasetSpec, source: str, extra_bytes: int = 0) -> Iterator[h5py.File]:
+    """A new file with every dataset laid out and nothing in it; same spec and versions, same bytes.
+
+    extra_bytes: of what the caller will add.
+    """
+    num_bytes = file_bytes(spec, total_drops(spec)) + extra_bytes
+    with new_hdf5(path, num_bytes, libver=LIBVER, track_order=False) as file:
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = FORMAT_VERSION
         file.attrs["source"] = source
@@ -96,27 +99,50 @@ def _create_split(file: h5py.File, spec: DatasetSpec, split: str) -> None:
         create_field(group, name, field, num_drops)
     shape = (math.ceil(num_drops / spec.shard_drops),)
     for name, kind in SHARD_FIELDS.items():
-        group.create_dataset(name, shape, kind, track_times=False)
+        _create_array(group, name, shape, kind)
 
 
 def is_chunked(name: str, field: Field) -> bool:
-    """Whether each drop is a chunk of its own, read when it is asked for; the rest is read at once."""
-    return name == "h_freq" or field.num_bytes > SMALL_BYTES
+    """Whether each drop is a chunk of its own, read when it is asked for; the rest is read at once.
+
+    What is known of each user goes with every batch: it is read at once however many users there are.
+    """
+    return name == "h_freq" or (name not in USER_FIELDS and field.num_bytes > SMALL_BYTES)
 
 
 def create_field(group: h5py.Group, name: str, field: Field, num_drops: int) -> None:
     """One dataset with its axes and unit."""
     shape = (num_drops, *field.shape)
     chunks = (1, *shape[1:]) if is_chunked(name, field) and num_drops else None
-    dataset = group.create_dataset(name, shape, field.dtype, chunks=chunks, track_times=False)
+    dataset = _create_array(group, name, shape, field.dtype, chunks)
     dataset.attrs["unit"] = field.unit
     dataset.attrs["axes"] = ",".join(field.axes)
     for axis, label in enumerate(field.axes):
         dataset.dims[axis].label = label
 
 
+def _create_array(
+    group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str, chunks: tuple[int, ...] | None = None
+) -> h5py.Dataset:
+    """An array whose place in the file is fixed at once, rows in their order, and left unfilled."""
+    options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    options.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    return group.create_dataset(
+        name, shape, dtype, chunks=chunks, track_times=False, fill_time="never", dcpl=options
+    )
+
+
 def batch_arrays(batch: ChannelBatch, spec: DatasetSpec) -> dict[str, NDArray[Any]]:
-    """The fields of a batch of the spec as arrays, in the order of ``dataset_fields``."""
+    """The fields of a batch of the spec as arrays, in the order of ``dataset_fields``.
+
+    DataError names a reading that the spec has and the batch has not.
+    """
+    absent = [name for name in reading_fields(spec) if name not in batch.readings]
+    if absent:
+        raise DataError(
+            f"the batch lacks the readings {', '.join(absent)} that {spec.name} has; put them into "
+            "ChannelBatch.readings"
+        )
     return {
         name: (batch.readings[name] if name in batch.readings else getattr(batch, name))
         .numpy()
@@ -152,7 +178,7 @@ def write_shard(
     digest = ShardDigest(spec)
     row = shard * spec.shard_drops
     for arrays in blocks:
-        _require_finite(arrays, group.name.strip("/"), row)
+        require_finite(arrays, group.name.strip("/"), row)
         stop = row + len(arrays["h_freq"])
         for name, values in arrays.items():
             group[name][row:stop] = values
@@ -162,7 +188,8 @@ def write_shard(
     group["shard_seed"][shard] = seed
 
 
-def _require_finite(arrays: Mapping[str, NDArray[Any]], split: str, first: int) -> None:
+def require_finite(arrays: Mapping[str, NDArray[Any]], split: str, first: int) -> None:
+    """DataError names the first drop with NaN or infinity; ``first`` is the number of the first one."""
     for name, values in arrays.items():
         sound = np.isfinite(values).reshape(len(values), -1).all(axis=1)  # [block]
         if not sound.all():
@@ -171,7 +198,11 @@ def _require_finite(arrays: Mapping[str, NDArray[Any]], split: str, first: int) 
 
 
 class ShardDigest:
-    """SHA-256 over a shard: the bytes of h_freq drop by drop, then the other fields' in their order."""
+    """SHA-256 over a shard: the bytes of h_freq drop by drop, then the other fields' in their order.
+
+    As field follows upon field, a copy of all but h_freq, images included, stays in memory until the shard
+    is whole.
+    """
 
     def __init__(self, spec: DatasetSpec) -> None:
         self._channels = hashlib.sha256()
@@ -187,7 +218,8 @@ class ShardDigest:
         """The checksum of all that was taken in."""
         whole = self._channels.copy()
         for parts in self._others.values():
-            whole.update(b"".join(parts))
+            for part in parts:
+                whole.update(part)
         return whole.hexdigest()
 
 

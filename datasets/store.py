@@ -7,7 +7,7 @@ HDF5 library is not asked again, and a dataset may be pickled or forked freely.
 import math
 import os
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from airlam.datasets.fields import dataset_fields, reading_fields
+from airlam.datasets.fields import USER_FIELDS, dataset_fields, reading_fields
 from airlam.datasets.layout import (
     FORMAT,
     FORMAT_VERSION,
@@ -44,7 +44,6 @@ H5PY_ERRORS = (
     ArithmeticError,
     MemoryError,
 )
-USER_FIELDS = ("speed_m_per_s", "position_m", "los", "path_loss_db")  # of ChannelBatch itself
 READ_VECTORS = 512  # buffers in one vectored read; the kernel allows 1024
 
 
@@ -94,12 +93,16 @@ class ChannelDataset:
         """Drops in train, validation or test."""
         return len(self._split(split).offsets["h_freq"])
 
-    def field(self, split: str, name: str) -> torch.Tensor:
-        """A field other than h_freq for all drops of a split: [num_drops, ...]; large ones are read anew."""
+    def field(
+        self, split: str, name: str, indices: NDArray[np.integer[Any]] | slice = slice(None)
+    ) -> torch.Tensor:
+        """A field other than h_freq of the drops at ``indices``: [num_drops, ...]; large ones are read anew.
+
+        DataError for a field that the dataset does not have.
+        """
         part = self._split(split)
-        if name in part.offsets:
-            return torch.from_numpy(self._read(name, part.offsets[name]))
-        return part.small[name]
+        self._require_fields([name], [*USER_FIELDS, *reading_fields(self.spec)])
+        return self._rows(part, name, np.arange(self.num_drops(split))[indices])
 
     def shard_checksums(self, split: str) -> tuple[str, ...]:
         """The recorded SHA-256 of each shard."""
@@ -121,35 +124,34 @@ class ChannelDataset:
         to read beside it (``reading_fields``), None for all. IndexError beyond the split, DataError on a
         damaged file or a reading that it does not have.
         """
-        part = self._split(split)
+        part, there = self._split(split), reading_fields(self.spec)
+        wanted = list(there) if readings is None else list(readings)
+        self._require_fields(wanted, there)
         rows = np.arange(self.num_drops(split))[indices]
         h_freq = self._read(
             "h_freq", part.offsets["h_freq"][rows]
         )  # [batch, ..., num_slots, num_subcarriers]
         chosen = torch.from_numpy(h_freq)[..., slots, subcarriers].contiguous()
-        index = torch.from_numpy(rows)
         return ChannelBatch(
             h_freq=chosen,
             direction=self.spec.channel.direction,
-            readings={name: self._reading(part, name, index) for name in self._wanted(readings)},
-            **{name: part.small[name][index] for name in USER_FIELDS},
+            readings={name: self._rows(part, name, rows) for name in wanted},
+            **{name: self._rows(part, name, rows) for name in USER_FIELDS},
         )
 
-    def _wanted(self, readings: Collection[str] | None) -> Collection[str]:
-        """The readings to give; DataError for one that the dataset does not have."""
-        there = reading_fields(self.spec)
-        for name in readings or ():
+    def _require_fields(self, names: Collection[str], there: Collection[str]) -> None:
+        """DataError for a name that is not among those that are there."""
+        for name in names:
             if name not in there:
                 raise DataError(
-                    f"{self.path} has no reading {name!r}; it has {', '.join(there) or 'none at all'}"
+                    f"{self.path} has no {name!r} to give; it has {', '.join(there) or 'none at all'}"
                 )
-        return list(there) if readings is None else readings
 
-    def _reading(self, part: _Split, name: str, index: torch.Tensor) -> torch.Tensor:
-        """One reading of the drops at ``index``."""
+    def _rows(self, part: _Split, name: str, rows: NDArray[np.integer[Any]]) -> torch.Tensor:
+        """A field other than h_freq of the drops at ``rows``: [n, ...]."""
         if name in part.small:
-            return part.small[name][index]
-        return torch.from_numpy(self._read(name, part.offsets[name][index.numpy()]))
+            return part.small[name][torch.from_numpy(np.ascontiguousarray(rows))]
+        return torch.from_numpy(self._read(name, part.offsets[name][rows]))
 
     def close(self) -> None:
         """Lets go of the file; the next read opens it again."""
@@ -193,8 +195,6 @@ class ChannelDataset:
         """Reads adjacent drops straight into their rows; a short read is finished row by row."""
         if self._handle is None:
             self._handle = os.open(self.path, os.O_RDONLY)
-        if not len(run):
-            return
         done = os.preadv(self._handle, [rows[i].data for i in run], int(offsets[run[0]]))
         for position in range(done // num_bytes, len(run)):  # the kernel stops at 2 GiB
             row = rows[run[position]]
@@ -225,46 +225,73 @@ def _read_spec(file: h5py.File, path: Path) -> DatasetSpec:
 
 def _read_split(file: h5py.File, spec: DatasetSpec, split: str, path: Path) -> _Split:
     """The places of a split's drops and its small fields, checked against the spec."""
-    num_drops = getattr(spec.drops, split)
-    num_shards = math.ceil(num_drops / spec.shard_drops)
     described = dataset_fields(spec)
-    expected = {name: ((num_drops, *f.shape), np.dtype(f.dtype)) for name, f in described.items()}
-    expected |= {name: ((num_shards,), np.dtype(kind)) for name, kind in SHARD_FIELDS.items()}
-    fields = {name: file.get(f"{split}/{name}") for name in expected}
-    for name, dataset in fields.items():
-        if not isinstance(dataset, h5py.Dataset):
-            raise DataError(f"{path} lacks {split}/{name}; generate it again")
-        shape, dtype = expected[name]
-        if (dataset.shape, dataset.dtype) != (shape, dtype):
-            raise DataError(
-                f"{path}: {split}/{name} is {dataset.dtype} {dataset.shape}, the spec says {dtype} {shape}; "
-                "generate it again"
-            )
-    large = [name for name, field in described.items() if is_chunked(name, field)]
+    fields = _arrays(file, spec, split, path)
+    chunked = [name for name, field in described.items() if is_chunked(name, field)]
+    for name in chunked:
+        _require_chunks(fields[name], path)
+    _require_room(fields.values(), split, path)
     return _Split(
-        offsets={name: _chunk_offsets(fields[name], path) for name in large},
-        small={name: torch.from_numpy(fields[name][()]) for name in described if name not in large},
+        offsets={name: _chunk_offsets(fields[name], path) for name in chunked},
+        small={name: torch.from_numpy(fields[name][()]) for name in described if name not in chunked},
         shard_sha256=tuple(value.decode() for value in fields["shard_sha256"][()]),
         shard_seed=tuple(int(value) for value in fields["shard_seed"][()]),
     )
 
 
-def _chunk_offsets(dataset: h5py.Dataset, path: Path) -> NDArray[np.int64]:
-    """Where each drop lies in the file, int64 [num_drops]; DataError where any is missing or compressed."""
-    offsets = np.full(dataset.shape[0], -1, np.int64)
+def _arrays(file: h5py.File, spec: DatasetSpec, split: str, path: Path) -> dict[str, h5py.Dataset]:
+    """A split's arrays by name, nothing read of them; DataError where one is not as the spec says."""
+    num_drops = getattr(spec.drops, split)
+    num_shards = math.ceil(num_drops / spec.shard_drops)
+    expected = {name: ((num_drops, *f.shape), np.dtype(f.dtype)) for name, f in dataset_fields(spec).items()}
+    expected |= {name: ((num_shards,), np.dtype(kind)) for name, kind in SHARD_FIELDS.items()}
+    arrays = {name: file.get(f"{split}/{name}") for name in expected}
+    for name, array in arrays.items():
+        if not isinstance(array, h5py.Dataset):
+            raise DataError(f"{path} lacks {split}/{name}; generate it again")
+        shape, dtype = expected[name]
+        if (array.shape, array.dtype) != (shape, dtype):
+            raise DataError(
+                f"{path}: {split}/{name} is {array.dtype} {array.shape}, the spec says {dtype} {shape}; "
+                "generate it again"
+            )
+    return arrays
+
+
+def _require_chunks(array: h5py.Dataset, path: Path) -> None:
+    """DataError unless each drop is a chunk of its own, stored as it is."""
+    if array.id.get_create_plist().get_nfilters():
+        raise DataError(f"{path} is compressed; unpack it with h5repack -f NONE")
+    if array.shape[0] and array.chunks != (1, *array.shape[1:]):
+        raise DataError(f"{path} has chunks {array.chunks}, expected one a drop; generate it again")
+
+
+def _require_room(arrays: Iterable[h5py.Dataset], split: str, path: Path) -> None:
+    """DataError where a split's arrays are larger than the file, before memory is taken for them."""
+    promised, found = sum(map(_num_bytes, arrays)), path.stat().st_size
+    if promised > found:
+        raise DataError(
+            f"{path} has {found} bytes, its {split} alone would have {promised}; generate it again"
+        )
+
+
+def _num_bytes(array: h5py.Dataset) -> int:
+    shape: tuple[int, ...] = array.shape
+    return math.prod(shape) * int(array.dtype.itemsize)
+
+
+def _chunk_offsets(array: h5py.Dataset, path: Path) -> NDArray[np.int64]:
+    """Where each drop lies in the file, int64 [num_drops]; DataError where any is missing."""
+    offsets = np.full(array.shape[0], -1, np.int64)
     if not len(offsets):
         return offsets
-    if dataset.id.get_create_plist().get_nfilters():
-        raise DataError(f"{path} is compressed; unpack it with h5repack -f NONE")
-    if dataset.chunks != (1, *dataset.shape[1:]):
-        raise DataError(f"{path} has chunks {dataset.chunks}, expected one a drop; generate it again")
 
     def note(chunk: Any) -> None:
         offsets[chunk.chunk_offset[0]] = chunk.byte_offset
 
-    dataset.id.chunk_iter(note)
-    drop_size = math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
-    absent = (offsets < 0) | (offsets > path.stat().st_size - drop_size)
+    array.id.chunk_iter(note)
+    last_start = path.stat().st_size - _num_bytes(array) // len(offsets)
+    absent = (offsets < 0) | (offsets > last_start)
     if absent.any():
-        raise DataError(f"{path} lacks {int(absent.sum())} drops of {dataset.name}; generate it again")
+        raise DataError(f"{path} lacks {int(absent.sum())} drops of {array.name}; generate it again")
     return offsets

@@ -1,10 +1,12 @@
 """The dataset file: read back exactly, in any order, from any process; anything else is one clear line."""
 
 import dataclasses
+import hashlib
 import os
 import pickle
 import random
 import resource
+import tracemalloc
 from pathlib import Path
 
 import h5py
@@ -14,8 +16,16 @@ import torch
 
 from airlam.datasets.card import info, verify
 from airlam.datasets.catalog import packaged_spec
-from airlam.datasets.fields import AXES, dataset_fields, drop_bytes, drop_shape
-from airlam.datasets.layout import SPLITS, file_bytes, write_dataset
+from airlam.datasets.fields import AXES, dataset_fields, drop_bytes, drop_shape, reading_fields
+from airlam.datasets.generate import generate
+from airlam.datasets.layout import (
+    SHARD_FIELDS,
+    SPLITS,
+    ShardDigest,
+    batch_arrays,
+    file_bytes,
+    write_dataset,
+)
 from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError
 from airlam.radio.channel import ChannelBatch
@@ -79,6 +89,45 @@ def test_parts_of_slots_and_subcarriers(path: Path, train: ChannelBatch) -> None
 
 def test_small_fields_come_without_the_channels(path: Path, train: ChannelBatch) -> None:
     assert torch.equal(ChannelDataset.open(path).field("train", "speed_m_per_s"), train.speed_m_per_s)
+
+
+def test_fields_of_chosen_drops(path: Path, train: ChannelBatch) -> None:
+    with ChannelDataset.open(path) as dataset:
+        for indices in (np.array([7, 0, 3, 3]), slice(2, 9, 3), slice(None, None, -1)):
+            expected = train.position_m.numpy()[indices]
+            np.testing.assert_array_equal(dataset.field("train", "position_m", indices), expected)
+
+
+@pytest.mark.parametrize("name", ["speed", "h_freq", "time_s"])
+def test_a_field_that_is_not_there_is_named(path: Path, name: str) -> None:
+    with ChannelDataset.open(path) as dataset, pytest.raises(DataError, match=f"'{name}'.*it has speed_m_"):
+        dataset.field("train", name)
+
+
+@pytest.mark.parametrize("num_users", [86, 257])
+def test_any_number_of_users_reads_back(tmp_path: Path, num_users: int) -> None:
+    """Only channels are chunked: what is known of many users is as plain as of one."""
+    spec = dataclasses.replace(
+        packaged_spec("tdl_a"), drops=SplitSizes(train=5, validation=0, test=0), num_users=num_users
+    )
+    batch, path = random_batch(spec, 5), tmp_path / "many.h5"
+    write_dataset(path, spec, {"train": batch}, "a test")
+    with h5py.File(path) as file:
+        assert [name for name in dataset_fields(spec) if file[f"train/{name}"].chunks] == ["h_freq"]
+    with ChannelDataset.open(path) as dataset:
+        read = dataset.batch("train", np.array([4, 0, 2]))
+        for name in dataset_fields(spec):
+            assert torch.equal(getattr(read, name), getattr(batch, name)[[4, 0, 2]]), name
+            if name != "h_freq":
+                assert torch.equal(dataset.field("train", name), getattr(batch, name)), name
+
+
+def test_many_users_are_generated_and_verified(tmp_path: Path) -> None:
+    spec = dataclasses.replace(
+        packaged_spec("tdl_a"), drops=SplitSizes(train=3, validation=0, test=0), num_users=100
+    )
+    generate(spec, tmp_path / "many.h5")
+    assert verify(tmp_path / "many.h5").num_drops["train"] == 3
 
 
 def test_beyond_the_split_is_an_index_error(path: Path) -> None:
@@ -203,6 +252,25 @@ def test_damage_anywhere_is_found_and_is_one_line(path: Path, tmp_path: Path) ->
     assert refused > 100
 
 
+def test_sizes_that_the_file_cannot_hold_take_no_memory(path: Path) -> None:
+    """A few bytes of a file may promise any number of drops."""
+    many = 10**12
+    with h5py.File(path, "r+") as file:
+        file.attrs["spec"] = file.attrs["spec"].replace("train = 11", f"train = {many}")
+        for name, field in dataset_fields(SPEC).items():
+            del file[f"train/{name}"]
+            chunks = (1, *field.shape) if name == "h_freq" else None
+            file["train"].create_dataset(name, (many, *field.shape), field.dtype, chunks=chunks)
+        for name, kind in SHARD_FIELDS.items():
+            del file[f"train/{name}"]
+            file["train"].create_dataset(name, (many // 4,), kind)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="bytes, its train alone would have"):
+        ChannelDataset.open(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("format_version", "one"), ("format", np.zeros(3)), ("format_version", np.zeros(2))]
 )
@@ -248,6 +316,53 @@ def test_sizes_must_be_the_specs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="train has 2 drops where the spec says 11"):
         write_dataset(tmp_path / "x.h5", SPEC, {"train": random_batch(SPEC, 2)}, "a test")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_readings_that_a_batch_lacks_are_named(tmp_path: Path) -> None:
+    spec = dataclasses.replace(
+        packaged_spec("street_canyon"), drops=SplitSizes(train=2, validation=0, test=0)
+    )
+    with pytest.raises(DataError, match=r"lacks the readings trajectory, time_s, .*csi_age_s"):
+        write_dataset(tmp_path / "x.h5", spec, {"train": random_batch(spec, 2)}, "a test")
+    assert list(tmp_path.iterdir()) == []
+
+
+def random_readings(spec: DatasetSpec, num_drops: int) -> dict[str, torch.Tensor]:
+    random = np.random.default_rng(3)
+    return {
+        name: torch.from_numpy((50 * random.random((num_drops, *field.shape))).astype(field.dtype))
+        for name, field in reading_fields(spec).items()
+    }
+
+
+@pytest.mark.parametrize("num_users", [2, 100])
+def test_readings_of_any_size_read_back(tmp_path: Path, num_users: int) -> None:
+    spec = dataclasses.replace(
+        packaged_spec("street_canyon"),
+        drops=SplitSizes(train=3, validation=0, test=0),
+        num_users=num_users,
+        shard_drops=2,
+    )
+    batch = dataclasses.replace(random_batch(spec, 3), readings=random_readings(spec, 3))
+    write_dataset(tmp_path / "x.h5", spec, {"train": batch}, "a test")
+    with ChannelDataset.open(tmp_path / "x.h5") as dataset:
+        read = dataset.batch("train", np.array([2, 0]), readings=None)
+        assert list(read.readings) == list(reading_fields(spec))
+        for name, values in batch.readings.items():
+            assert torch.equal(read.readings[name], values[[2, 0]]), name
+            assert torch.equal(dataset.field("train", name, slice(1, 3)), values[1:]), name
+        with pytest.raises(DataError, match="no 'camera' to give; it has trajectory"):
+            dataset.batch("train", np.array([0]), readings=("camera",))
+
+
+def test_the_checksum_is_the_bytes_of_one_field_after_another() -> None:
+    batch = random_batch(SPEC, 4)
+    arrays = batch_arrays(batch, SPEC)
+    digest = ShardDigest(SPEC)
+    for rows in (slice(0, 3), slice(3, 4)):
+        digest.update({name: values[rows] for name, values in arrays.items()})
+    whole = b"".join(arrays[name].tobytes() for name in dataset_fields(SPEC))
+    assert digest.hexdigest() == hashlib.sha256(whole).hexdigest()
 
 
 def test_nan_is_not_written(tmp_path: Path, train: ChannelBatch) -> None:

@@ -1,5 +1,6 @@
 """Specs: what is read is what was written, and a bad value is named."""
 
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,27 @@ from hypothesis import strategies as st
 from airlam.errors import SpecError
 from airlam.specs import (
     ArraySpec,
+    BeamSensorSpec,
+    CameraSpec,
     ChannelModel,
     ChannelSpec,
+    CsiSensorSpec,
     DatasetSpec,
     GridSpec,
+    InertialSensorSpec,
     ModelSpec,
+    PositionSensorSpec,
+    RangeSensorSpec,
     RunSpec,
+    SensorsSpec,
+    SiteSpec,
     parse_spec,
     read_spec,
     spec_from_dict,
     spec_to_dict,
     spec_to_toml,
 )
+from airlam.specs.sensors import SamplingSpec
 
 BASE: dict[str, Any] = {
     "name": "x",
@@ -109,6 +119,137 @@ def test_a_bad_value_is_one_line_that_names_it(values: dict[str, Any], words: li
         assert word in str(caught.value)
 
 
+SITE: dict[str, Any] = {
+    **BASE,
+    "channel": {"model": "ray_traced", "carrier_frequency_hz": 3.5e9},
+    "site": {"scene": "munich", "base_station_position_m": [8.5, 21.0, 27.0]},
+}
+
+
+def at_site(**values: Any) -> dict[str, Any]:
+    return {**SITE, "site": {**SITE["site"], **values}}
+
+
+def sensing(name: str, **values: Any) -> dict[str, Any]:
+    return {**SITE, "sensors": {name: values}}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (changed("site", scene="munich", base_station_position_m=[0.0, 0.0, 9.0]), ["uma has no scene"]),
+        ({**BASE, "sensors": {"csi": {}}}, ["uma has nothing for sensors to see"]),
+        (
+            {**SITE, "channel": {**SITE["channel"], "spec_version": "16.1"}},
+            ["ray_traced", "drop spec_version"],
+        ),
+        (at_site(area_m=[0.0, 0.0, 0.0, 10.0]), ["area_m", "larger x and y"]),
+        (at_site(position_interval_s=61.0), ["position_interval_s is 61", "at most 60"]),
+        (at_site(base_station_downtilt_deg=91.0), ["downtilt_deg is 91"]),
+        (sensing("csi", rate_hz=0.0), ["rate_hz", "at most 10000"]),
+        (sensing("csi", rate_hz=1e9), ["rate_hz", "at most 10000"]),
+        (sensing("csi", rate_hz=0.5), ["max_age_s is 1", "rate_hz = 0.5", "at least 1 / rate_hz"]),
+        (sensing("position", max_age_s=-1.0), ["max_age_s is -1"]),
+        (sensing("position", max_age_s=60.0), ["position reaches back 60.1 s", "at most 60"]),
+        (sensing("inertial", num_samples=6000), ["inertial reaches back 61 s"]),
+        (sensing("csi", snr_db=4000.0), ["snr_db is 4000", "-200 to 200"]),
+        (sensing("beams", snr_db=-201.0), ["snr_db is -201"]),
+        (sensing("beams", num_past=65), ["num_past is 65", "1 to 64"]),
+        (sensing("csi", reference_path_loss_db=301.0), ["reference_path_loss_db is 301"]),
+        (sensing("csi", reference_path_loss_db=90.0), ["reference_path_loss_db", "path_loss = true"]),
+        (sensing("beams") | {"base_station": {"num_rows": 4}}, ["array of 1 column", "num_cols >= 2"]),
+        (sensing("camera", tilt_deg=90.0), ["tilt_deg is 90", "below 90"]),
+        (sensing("camera", tilt_deg=-200.0), ["tilt_deg is -200"]),
+        (sensing("camera", width_px=5000), ["at most 4096"]),
+        (sensing("camera", width_px=4096, height_px=1025), ["4096 x 1025", "4194304 pixels"]),
+        (
+            sensing("camera", width_px=1920, height_px=1080, samples_per_pixel=17),
+            ["1920 x 1080", "samples_per_pixel = 17", "at most 33554432"],
+        ),
+    ],
+)
+def test_bad_values_of_sites_and_sensors_are_one_line_each(values: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(SpecError) as caught:
+        spec_from_dict(DatasetSpec, values)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_what_lies_just_within_the_limits_is_taken() -> None:
+    for values in (
+        SITE,
+        at_site(position_interval_s=60.0, base_station_downtilt_deg=-90.0),
+        sensing("csi", rate_hz=0.5, max_age_s=2.0),
+        sensing("camera", width_px=1920, height_px=1080, samples_per_pixel=16, tilt_deg=-89.9),
+        sensing("beams", num_past=64, snr_db=-200.0),
+        {
+            **sensing("csi", reference_path_loss_db=90.0),
+            "channel": {**SITE["channel"], "path_loss": True},
+        },
+    ):
+        spec = spec_from_dict(DatasetSpec, values)
+        assert parse_spec(DatasetSpec, spec_to_toml(spec)) == spec
+
+
+SENSORS = (
+    PositionSensorSpec,
+    InertialSensorSpec,
+    CameraSpec,
+    RangeSensorSpec,
+    BeamSensorSpec,
+    CsiSensorSpec,
+)
+NUMBERS = [
+    (kind, key.name) for kind in SENSORS for key in dataclasses.fields(kind) if isinstance(key.default, float)
+]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(("kind", "key"), NUMBERS)
+def test_numbers_that_are_none_are_refused_in_python_too(kind: type, key: str, value: float) -> None:
+    with pytest.raises(SpecError, match=f"{key} is -?(nan|inf); expected a finite number"):
+        kind(**{key: value})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"base_station_position_m": (0.0, float("nan"), 9.0)},
+        {"base_station_yaw_deg": float("inf")},
+        {"area_m": (0.0, 0.0, 1.0, float("inf"))},
+        {"position_interval_s": float("inf")},
+    ],
+)
+def test_sites_at_infinity_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match="expected a finite number"):
+        SiteSpec(**{"scene": "x", "base_station_position_m": (0.0, 0.0, 9.0), **values})
+
+
+def test_positions_count_from_below_the_mast() -> None:
+    site = SiteSpec(scene="x", base_station_position_m=(8.5, 21.0, 27.0))
+    assert site.origin_m == (8.5, 21.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("sensor", "start_s"),
+    [
+        (CsiSensorSpec(), -1.1),  # the largest age, and a period
+        (BeamSensorSpec(rate_hz=5.0, num_past=5), -2.0),
+        (InertialSensorSpec(num_samples=10), -1.1),
+        (CameraSpec(rate_hz=0.2, max_age_s=5.0), -10.0),
+        (CameraSpec(rate_hz=3.0, max_age_s=0.5), -1.0),  # ages of two whole periods, rounded up
+    ],
+)
+def test_sensors_are_on_before_the_first_drop(sensor: SamplingSpec, start_s: float) -> None:
+    assert sensor.start_s == pytest.approx(start_s)
+
+
+def test_the_first_sensor_starts_the_drive() -> None:
+    assert SensorsSpec().start_s == 0.0
+    assert SensorsSpec(csi=CsiSensorSpec(), beams=BeamSensorSpec(rate_hz=5.0)).start_s == -2.0
+
+
 def test_rma_and_the_others_reach_as_high_as_the_report_says() -> None:
     models: tuple[tuple[ChannelModel, float], ...] = (("rma", 30e9), ("uma", 100e9), ("umi", 100e9))
     for model, top_hz in models:
@@ -168,3 +309,12 @@ def test_bands_lie_around_the_carrier() -> None:
 def test_ports_are_counted() -> None:
     array = ArraySpec(num_rows=4, num_cols=8, polarization="dual", polarization_type="cross")
     assert array.num_ports == 64
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "a\tb", "a\x00", "\x85"])
+def test_control_characters_in_texts_are_named(text: str) -> None:
+    for key in ("name", "description"):
+        with pytest.raises(SpecError, match=f"{key} holds the control character"):
+            spec_from_dict(DatasetSpec, BASE | {key: text})
+    several = spec_from_dict(DatasetSpec, BASE | {"description": "Größe in µm\nand more"})
+    assert several.description.endswith("and more")

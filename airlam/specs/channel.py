@@ -73,8 +73,11 @@ class ChannelSpec:
     los: Literal["mixed", "los", "nlos"] = "mixed"  # UMi, UMa, RMa only
     indoor_probability: float = 0.0  # UMi, UMa, RMa only
     o2i_model: Literal["low", "high"] = "low"  # UMi and UMa only
-    path_loss: bool = False
+    path_loss: bool = False  # RMa seats users outdoors in cars, 9 dB more on average (table 7.2-3)
     shadow_fading: bool = False
+    blockage: Literal["portrait", "landscape"] | None = None  # model A, 7.6.4.1; UMi, UMa, RMa only
+    spatial_consistency: bool = False  # of small-scale fading between a drop's users; UMi, UMa, RMa only
+    spec_version: Literal["19.2", "16.1"] = "19.2"  # of TR 38.901's tables
 
     def __post_init__(self) -> None:
         top_hz = RMA_TOP_HZ if self.model == "rma" else TOP_HZ
@@ -97,6 +100,11 @@ class ChannelSpec:
                 "ray_traced finds line of sight, walls and shadows in the scene: drop los, "
                 "indoor_probability and shadow_fading",
             )
+        require(
+            not (self.is_link_level or self.is_ray_traced)
+            or (self.blockage is None and not self.spatial_consistency),
+            f"{self.model} has no blockage or spatial consistency: drop those keys or take umi, uma or rma",
+        )
         if self.is_link_level:
             require(
                 self.delay_spread_s is not None and self.delay_spread_s > 0,
@@ -125,6 +133,11 @@ class ChannelSpec:
     def is_ray_traced(self) -> bool:
         """Whether the channel comes from a scene."""
         return self.model == "ray_traced"
+
+    @property
+    def knows_path_loss(self) -> bool:
+        """Whether drops have a path loss, be it kept in the channel or not."""
+        return self.path_loss or self.is_ray_traced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,12 @@
 """What a channel dataset holds."""
 
+import unicodedata
 import warnings
 from dataclasses import dataclass, field
 
 from airlam.specs.channel import ArraySpec, ChannelSpec, GridSpec, MobilitySpec, PlacementSpec
-from airlam.specs.reading import require
-from airlam.specs.sensors import SensorsSpec
+from airlam.specs.reading import require, require_finite
+from airlam.specs.sensors import RadioSensorSpec, SensorsSpec
 from airlam.specs.site import SiteSpec
 from airlam.units import SPEED_OF_LIGHT_M_PER_S
 
@@ -44,6 +45,11 @@ class DatasetSpec:
     shard_drops: int = 128  # drops drawn from one seed; the unit of resuming
 
     def __post_init__(self) -> None:
+        for part in (self.channel, self.base_station, self.user, self.placement, self.mobility, self.grid):
+            require_finite(part)
+        for key, text in (("name", self.name), ("description", self.description.replace("\n", " "))):
+            control = next((letter for letter in text if unicodedata.category(letter) == "Cc"), None)
+            require(control is None, f"{key} holds the control character {control!r}; write it without")
         require(self.num_users >= 1, f"num_users must be at least 1, got {self.num_users}")
         require(self.shard_drops >= 1, f"shard_drops must be at least 1, got {self.shard_drops}")
         require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
@@ -58,9 +64,10 @@ class DatasetSpec:
             else f"{self.channel.model} has no scene: drop site or set model = 'ray_traced'",
         )
         require(
-            self.channel.is_ray_traced or self.sensors == SensorsSpec(),
-            f"{self.channel.model} has nothing for sensors to see: drop sensors or set model = 'ray_traced'",
+            not self.channel.is_ray_traced or self.channel.spec_version == "19.2",  # the default
+            "ray_traced reads none of TR 38.901's tables: drop spec_version",
         )
+        self._require_sensors_fit()
         require(
             self.grid.bandwidth_hz < self.channel.carrier_frequency_hz,
             f"the grid spans {self.grid.bandwidth_hz:g} Hz, beyond the carrier at "
@@ -74,6 +81,25 @@ class DatasetSpec:
                 "shorten slot_duration_s or lower max_speed_m_per_s",
                 stacklevel=2,
             )
+
+    def _require_sensors_fit(self) -> None:
+        """SpecError where the sensors do not go with the channel or the base station."""
+        require(
+            self.channel.is_ray_traced or self.sensors == SensorsSpec(),
+            f"{self.channel.model} has nothing for sensors to see: drop sensors or set model = 'ray_traced'",
+        )
+        require(
+            self.sensors.beams is None or self.base_station.num_cols >= 2,
+            f"beams sweep in azimuth, which an array of {self.base_station.num_cols} column cannot; set "
+            "num_cols >= 2 in base_station or drop sensors.beams",
+        )
+        radio = [s for s in self.sensors.present.values() if isinstance(s, RadioSensorSpec)]
+        references_db = {sensor.reference_path_loss_db for sensor in radio}
+        require(
+            self.channel.path_loss or references_db <= {RadioSensorSpec().reference_path_loss_db},
+            "reference_path_loss_db says nothing where links are brought to unit gain: drop it or set "
+            "path_loss = true in channel",
+        )
 
     @property
     def has_placement(self) -> bool:

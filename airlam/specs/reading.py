@@ -116,6 +116,18 @@ def spec_to_toml(spec: Any) -> str:
     return tomli_w.dumps(spec_to_dict(spec))
 
 
+def require_finite(spec: Any) -> None:
+    """Raises SpecError naming the first number of a spec, alone or in a tuple, that is NaN or infinite.
+
+    TOML is checked as it is read; this holds specs made in Python to the same.
+    """
+    for key in dataclasses.fields(spec):
+        value = getattr(spec, key.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise SpecError(f"{key.name} is {value}; expected a finite number")
+
+
 def require(condition: bool, message: str) -> None:
     """Raises SpecError with ``message`` unless the condition holds."""
     if not condition:

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from airlam.specs.reading import require
+from airlam.specs.reading import require, require_finite
+
+MAX_INTERVAL_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,7 +14,7 @@ class SiteSpec:
 
     A shard of the dataset is a trajectory of each of its users, driven along the streets at a speed drawn
     from the spec's ``mobility``; its drops are places ``position_interval_s`` apart on it. Coordinates are
-    the scene's; the dataset's positions count from the mast's foot.
+    the scene's, whose ground need not be z = 0; the dataset's positions count from ``origin_m``.
     """
 
     scene: str  # munich, etoile, florence, san_francisco, simple_street_canyon..., or a Mitsuba XML file
@@ -32,6 +34,7 @@ class SiteSpec:
     diffraction: bool = False
 
     def __post_init__(self) -> None:
+        require_finite(self)
         require(bool(self.scene), "scene is empty; name a packaged scene or a Mitsuba XML file")
         x_from, y_from, x_to, y_to = self.area_m
         require(
@@ -40,6 +43,20 @@ class SiteSpec:
         )
         for name in ("user_height_m", "position_interval_s", "retrace_distance_m"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        require(
+            self.position_interval_s <= MAX_INTERVAL_S,
+            f"position_interval_s is {self.position_interval_s:g}; expected at most {MAX_INTERVAL_S:g}",
+        )
+        require(
+            abs(self.base_station_downtilt_deg) <= 90,
+            f"base_station_downtilt_deg is {self.base_station_downtilt_deg:g}; expected -90 to 90",
+        )
         require(0 <= self.max_depth <= 16, f"max_depth is {self.max_depth}; expected 0 to 16")
         require(1 <= self.num_rays <= 10**8, f"num_rays is {self.num_rays}; expected 1 to 100000000")
         require(0 <= self.num_cars <= 100, f"num_cars is {self.num_cars}; expected 0 to 100")
+
+    @property
+    def origin_m(self) -> tuple[float, float, float]:
+        """Of the dataset's positions, in scene coordinates: x and y of the mast, and z = 0 of the scene."""
+        x, y, _ = self.base_station_position_m
+        return (x, y, 0.0)
