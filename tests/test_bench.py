@@ -10,8 +10,8 @@ import pytest
 
 from airlam import cli
 from airlam.bench import trained
+from airlam.datasets.stochastic.synthesis import draw_drops
 from airlam.datasets.store import ChannelDataset, write_dataset
-from airlam.datasets.synthesis import draw_drops
 from airlam.errors import DataError
 from airlam.radio.prediction.path_eb import PathEb
 from airlam.specs import SplitSizes

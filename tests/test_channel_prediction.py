@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from airlam.datasets.catalog import packaged_spec
+from airlam.datasets.stochastic.synthesis import draw_drops
 from airlam.datasets.store import ChannelDataset, write_dataset
-from airlam.datasets.synthesis import draw_drops
 from airlam.errors import DataError
 from airlam.radio.channel import PredictionSetting
 from airlam.radio.prediction.path_eb import PathEb

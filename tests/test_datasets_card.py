@@ -14,7 +14,7 @@ from airlam.datasets.card import delay_spread_s, info, verify
 from airlam.datasets.catalog import packaged_spec
 from airlam.datasets.fields import drop_shape
 from airlam.datasets.layout import write_dataset
-from airlam.datasets.synthesis import draw_drops
+from airlam.datasets.stochastic.synthesis import draw_drops
 from airlam.errors import DataError
 from airlam.radio.channel import ChannelBatch
 from airlam.specs import DatasetSpec, SplitSizes
@@ -61,6 +61,18 @@ def test_delay_spread_of_two_taps_is_half_their_distance() -> None:
     second = torch.exp(-2j * math.pi * frequencies_hz * 3.4e-6) * (phases - 1)
     links = (taps + second).to(torch.complex64)  # the second tap's phase is random, so the taps do not beat
     assert float(delay_spread_s(links, 10e3)) == pytest.approx(0.2e-6, rel=0.05)
+
+
+def test_links_without_power_have_no_delay_spread(tmp_path: Path) -> None:
+    spec = dataclasses.replace(sized("quickstart", 20), num_users=2)
+    batch = draw_drops(spec, 1, 20)
+    batch.h_freq[:, :, :, 1] = 0  # the second user's
+    batch.h_freq[7] = 0
+    write_dataset(tmp_path / "set.h5", spec, {"train": batch}, "a test")
+    spread_s = delay_spread_s(batch.links()[..., :48], spec.grid.subcarrier_spacing_hz)
+    known = spread_s[torch.arange(20) != 7, 0]
+    assert spread_s.isnan().sum() == 21 and not known.isnan().any()
+    assert verify(tmp_path / "set.h5").rms_delay_spread_s == pytest.approx(float(known.mean()))
 
 
 def test_the_card_is_json_and_text(tmp_path: Path) -> None:

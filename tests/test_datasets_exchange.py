@@ -18,8 +18,8 @@ from airlam.datasets.catalog import packaged_spec
 from airlam.datasets.exchange import export, import_foreign, import_wifo, load_llm4cp, load_quadriga
 from airlam.datasets.fields import AXES, dataset_fields
 from airlam.datasets.layout import batch_arrays, write_dataset
+from airlam.datasets.stochastic.synthesis import draw_drops
 from airlam.datasets.store import ChannelDataset
-from airlam.datasets.synthesis import draw_drops
 from airlam.errors import AirlamError, DataError, SpecError
 from airlam.radio.channel import ChannelBatch
 from airlam.specs import ArraySpec, SplitSizes, spec_to_toml

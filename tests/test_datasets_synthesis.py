@@ -9,13 +9,12 @@ import pytest
 import torch
 from scipy.special import j0
 from sionna.phy import config
-from sionna.phy.channel.tr38901.channel_coefficients import ChannelCoefficientsGenerator
 
-from airlam.datasets import raysum, synthesis
 from airlam.datasets.card import delay_spread_s
 from airlam.datasets.catalog import packaged_spec, packaged_specs
-from airlam.datasets.rays import RaySet
-from airlam.datasets.synthesis import draw_drops, draw_drops_with_rays
+from airlam.datasets.stochastic import synthesis
+from airlam.datasets.stochastic.rays import RaySet
+from airlam.datasets.stochastic.synthesis import draw_batches, draw_drops, draw_drops_with_rays
 from airlam.errors import SpecError
 from airlam.specs import (
     ArraySpec,
@@ -57,47 +56,6 @@ def small(model: str, **changes: Any) -> DatasetSpec:
     return DatasetSpec(channel=ChannelSpec(**channel), **(fields | changes))
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [
-        small("uma"),
-        small("uma", num_users=2, user=DUAL_USER, channel={"direction": "downlink", "los": "mixed"}),
-        small(
-            "umi",
-            channel={"los": "mixed", "indoor_probability": 0.5, "path_loss": True, "shadow_fading": True},
-        ),
-        small("umi", channel={"los": "los", "direction": "downlink"}),
-        small("rma", user=DUAL_USER),
-        small("cdl_a"),
-        small("cdl_d", channel={"direction": "downlink"}, user=ArraySpec(num_cols=2)),
-    ],
-    ids=lambda spec: f"{spec.name}-{spec.channel.direction}-{spec.channel.los}",
-)
-def test_the_fast_generator_equals_sionnas(spec: DatasetSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    fast = draw_drops(spec, 3, 3).h_freq
-    ours = synthesis._ray_sum
-
-    def sionnas(*arguments: object, **options: object) -> ChannelCoefficientsGenerator:
-        generator = ChannelCoefficientsGenerator.__new__(ChannelCoefficientsGenerator)
-        generator.__dict__.update(ours(*arguments, **options).__dict__)  # type: ignore[arg-type]
-        return generator
-
-    monkeypatch.setattr(synthesis, "_ray_sum", sionnas)
-    slow = draw_drops(spec, 3, 3).h_freq
-    assert (fast - slow).norm() <= 1e-5 * slow.norm()
-
-
-def test_the_frequency_response_equals_sionnas() -> None:
-    from sionna.phy.channel import cir_to_ofdm_channel
-
-    spec = small("cdl_a")
-    gains = torch.randn(2, 1, 3, 1, 2, 5, 8, dtype=torch.complex64)
-    delays_s = torch.rand(2, 1, 1, 5) * 1e-6
-    frequencies = torch.tensor(spec.grid.frequencies_hz)
-    expected = cir_to_ofdm_channel(frequencies, gains, delays_s)
-    assert torch.allclose(synthesis._frequency_response(gains, delays_s, spec), expected, atol=1e-4)
-
-
 @pytest.mark.parametrize("model", ["uma", "cdl_c", "tdl_a"])
 def test_seeds_decide_and_nothing_global_moves(model: str) -> None:
     spec = small(model)
@@ -119,6 +77,17 @@ def test_drops_stay_the_same_with_sionna_in_double_precision() -> None:
         assert torch.equal(draw_drops(spec, 1, 2).h_freq, single)
     finally:
         config.precision = "single"
+
+
+def test_batches_are_the_drops_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    for spec in (small("uma", num_users=2), small("cdl_d", num_users=3)):
+        whole = draw_drops(spec, 1, 7)
+        monkeypatch.setattr(synthesis, "BATCH_BYTES", 3 * whole.h_freq[0].numel() * 8)
+        parts = list(draw_batches(spec, 1, 7))
+        assert [len(part.h_freq) for part in parts] == [3, 3, 1]
+        assert torch.equal(torch.cat([part.los for part in parts]), whole.los)
+        joined = torch.cat([part.h_freq for part in parts])
+        assert (joined - whole.h_freq).norm() < 1e-6 * whole.h_freq.norm()
 
 
 @pytest.mark.parametrize("direction", ["uplink", "downlink"])
@@ -258,18 +227,30 @@ def test_rays_are_refused_where_they_do_not_exist(spec: DatasetSpec, message: st
         draw_drops_with_rays(spec, 1, 1)
 
 
+def test_ray_traced_specs_are_drawn_elsewhere() -> None:
+    with pytest.raises(SpecError, match="ray-traced, not drawn from a model"):
+        draw_drops(packaged_spec("munich"), 1, 1)
+
+
+def test_no_drops_are_refused() -> None:
+    with pytest.raises(SpecError, match="num_drops is 0"):
+        draw_drops(small("uma"), 1, 0)
+
+
 def test_tdl_takes_single_antennas() -> None:
     with pytest.raises(SpecError, match="not 8 and 1; take a cdl"):
         draw_drops(small("tdl_b", base_station=PANEL), 1, 1)
 
 
 def test_every_packaged_spec_draws() -> None:
-    """Each at its own model, array and users, on a smaller grid; one of CSI-4CAST's cells stands for all."""
+    """Each stochastic one with its model, array and users, on a smaller grid; of CSI-4CAST's cells, one."""
     one_of_the_grid = "csi4cast_d_30ns_1mps"
     for name in packaged_specs():
         if name.startswith("csi4cast") and name != one_of_the_grid:
             continue
         spec = packaged_spec(name)
+        if spec.channel.is_ray_traced:
+            continue
         grid = dataclasses.replace(
             spec.grid, num_uplink_subcarriers=2, num_downlink_subcarriers=0, num_slots=3
         )
@@ -285,8 +266,3 @@ def test_every_packaged_spec_survives_toml() -> None:
             spec = packaged_spec(name)
             assert spec.name == name
             assert spec_from_dict(DatasetSpec, spec_to_dict(spec)) == spec
-
-
-def test_record_is_kept_only_on_request() -> None:
-    generator = synthesis._ray_sum(small("uma"), subclustering=True, keeps_rays=False)
-    assert isinstance(generator, raysum.RaySumGenerator) and generator.record is None

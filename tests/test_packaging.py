@@ -20,11 +20,35 @@ FORBIDDEN = {
     "airlam/model": ("airlam.training", *UPPER),
     "airlam/training": UPPER,
     "airlam/results.py": ("torch", "airlam.radio", "airlam.model", "airlam.training", *UPPER),
+    "airlam/pictures.py": ("torch", "airlam.radio", "airlam.model", "airlam.training", *UPPER),
     "airlam/report.py": ("airlam.model", "airlam.training", *UPPER),
-    "datasets": ("airlam.tokens", "airlam.model", "airlam.training", "airlam.tasks", "airlam.cli"),
+    "airlam/panels.py": ("torch", "matplotlib", "airlam."),
+    "airlam/panel_drawing.py": ("torch", "h5py", "airlam.radio", "airlam.model", "airlam.training", *UPPER),
+    "airlam/portrait_picture.py": (
+        "torch",
+        "h5py",
+        "airlam.radio",
+        "airlam.model",
+        "airlam.training",
+        *UPPER,
+    ),
+    "datasets": (
+        "airlam.tokens",
+        "airlam.model",
+        "airlam.training",
+        "airlam.results",
+        "airlam.pictures",
+        "airlam.panel_drawing",
+        "airlam.portrait_picture",
+        "airlam.report",
+        "airlam.tasks",
+        "airlam.bench",
+        "airlam.cli",
+        "matplotlib",
+    ),
     "tasks": ("airlam.cli", "airlam.bench"),
 }
-SOLE_IMPORTERS = {"peft": {"airlam/model/lora.py"}}
+SOLE_IMPORTERS = {"peft": {"airlam/model/lora.py"}, "ray": {"datasets/cluster.py"}}
 SIONNA_ROOMS = ("datasets/", "tasks/link_level.py")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from airlam import cli
+from airlam.llvm import good_llvm
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -31,6 +32,8 @@ def test_every_command_runs(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> 
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("airlam ")]
     assert len(commands) >= 10
     for command in commands:
+        if good_llvm() is None and any(word.startswith("street") for word in command):
+            continue  # ray tracing
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as leaving:
             cli.main()

@@ -8,7 +8,7 @@ from typing import Any
 
 from airlam.errors import SpecError
 
-BENCHES = ("dataset-io", "prediction")
+BENCHES = ("dataset-io", "prediction", "synthesis")
 
 
 def run_bench(
@@ -26,6 +26,12 @@ def run_bench(
         from airlam.bench import dataset_io
 
         result = dataset_io.run(quick)
+    elif name == "synthesis":
+        if train or data is not None:
+            raise SpecError("synthesis trains nothing and draws its own data; drop --train and --data")
+        from airlam.bench import synthesis
+
+        result = synthesis.run(quick, on_progress)
     else:
         from airlam.bench import prediction
 

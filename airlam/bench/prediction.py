@@ -15,9 +15,9 @@ import torch
 
 from airlam.bench import trained
 from airlam.datasets.exchange import ForeignLinks, load_quadriga
-from airlam.datasets.generate import plan_blocks, plan_shards
+from airlam.datasets.shards import one_thread, plan_blocks, plan_shards
+from airlam.datasets.stochastic.synthesis import draw_drops_with_rays
 from airlam.datasets.store import ChannelDataset
-from airlam.datasets.synthesis import draw_drops_with_rays
 from airlam.errors import DataError
 from airlam.radio.channel import PredictionSetting
 from airlam.radio.metrics import LinkErrors, compare_nmse, summarise_nmse
@@ -102,7 +102,8 @@ def _genie(
     error: list[torch.Tensor] = []
     energy: list[torch.Tensor] = []
     for seed, size in plan_blocks(dataset.spec, shard):
-        batch, rays = draw_drops_with_rays(dataset.spec, seed, size)
+        with one_thread():  # as the file was drawn
+            batch, rays = draw_drops_with_rays(dataset.spec, seed, size)
         stored = dataset.batch("test", np.arange(len(error), len(error) + size)).h_freq
         if not torch.equal(stored, batch.h_freq):
             raise DataError(f"{dataset.path} was drawn by other software; remove it to have it drawn anew")

@@ -1,161 +1,222 @@
-"""TR 38.901 path coefficients by matrix products: same draws and same values as Sionna's generator, faster.
+"""TR 38.901 frequency responses by matrix products: Sionna's draws and values at a fraction of the work.
 
-Sionna (2.2) forms every ray's antenna-by-time coefficient before it sums the rays of a cluster. Here the sum
-is one matrix product a cluster, and the polarisations are evaluated once instead of once an antenna.
+Sionna (2.2) forms every ray's antenna-by-antenna-by-time coefficient, multiplies it through several times,
+and then sums over rays and over paths. Here each factor stays a factor: an element's field is evaluated once
+a polarisation, array phases once a row and once a column, Doppler once a ray and slot. What is left is one
+matrix product a cluster (its rays) and one a link (its paths),
+
+    h[a, t, f] = sum_p (sum_m A[a, p, m] D[p, m, t]) E[p, f],   (7.5-28) to (7.5-30),
+
+with A the field, phase and array terms of ray m of path p between antenna pair a, D the Doppler terms and E
+the delays'. Links go through in groups whose terms stay in the cache.
 """
 
-import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from einops import rearrange
-from sionna.phy.channel.tr38901 import Rays, Topology
-from sionna.phy.channel.tr38901.channel_coefficients import ChannelCoefficientsGenerator
+
+from airlam.datasets.stochastic.directions import Directions, LinkRows, directions, dot, phasor
+from airlam.datasets.stochastic.links import Links, links_of
+from airlam.datasets.stochastic.raydraw import RayDraw
+
+CHUNK_RAYS = 2**15  # whose fields are evaluated together: few enough for the cache, enough to vectorise
+GROUP_BYTES = 2**20  # of the largest term by antennas of the links that are summed together
+ACCELERATOR_FACTOR = 2**8  # by which both grow where work is launched rather than called
+SUB_CLUSTERS = ((*range(8), 18, 19), (*range(8, 12), 16, 17), tuple(range(12, 16)))  # rays, Table 7.5-5
+SUB_CLUSTER_DELAYS = (0.0, 1.28, 2.56)  # of the cluster delay spread
+
+
+@torch.no_grad()
+def frequency_response(
+    draw: RayDraw, times_s: torch.Tensor, frequencies_hz: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The channel of a draw at any times and frequencies; the same draw may be asked again for others.
+
+    times_s: [num_slots]. frequencies_hz: [num_subcarriers], relative to the carrier. out: where to put it.
+    Returns complex [batch, num_rx, num_rx_ant, num_tx, num_tx_ant, num_slots, num_subcarriers] in the
+    draw's precision and on its device, without gradients. In single precision phases are those of a Doppler
+    shift and a delay rounded to 6e-8 of themselves.
+    """
+    links = links_of(draw)
+    batch, num_tx, num_rx = draw.gain.shape
+    ends = (draw.rx_array.num_ant, draw.tx_array.num_ant)
+    shape = (batch, num_rx, ends[0], num_tx, ends[1], len(times_s), len(frequencies_hz))
+    if out is None:
+        out = links.phases.new_empty(shape, dtype=links.phases.dtype.to_complex())
+    of_links = rearrange(out, "b rx i tx j t f -> b tx rx i j t f")
+    flat = (len(links), math.prod(ends) * len(times_s), len(frequencies_hz))
+    if num_tx == 1 or (num_rx == 1 and ends[0] == 1):  # a link's values lie together, link after link
+        _fill(links, draw.wavelength_m, times_s, frequencies_hz, of_links.view(flat))
+        return out
+    values = out.new_empty(flat)
+    _fill(links, draw.wavelength_m, times_s, frequencies_hz, values)
+    of_links.copy_(values.view(of_links.shape))
+    return out
+
+
+def _fill(
+    links: Links,
+    wavelength_m: torch.Tensor,
+    times_s: torch.Tensor,
+    frequencies_hz: torch.Tensor,
+    values: torch.Tensor,
+) -> None:
+    """Fills ``values`` [links, pairs * slots, subcarriers], group by group."""
+    factor = 1 if values.device.type == "cpu" else ACCELERATOR_FACTOR
+    num_pairs, num_slots = links.rx.array.num_ant * links.tx.array.num_ant, len(times_s)
+    chunk = max(1, factor * CHUNK_RAYS // links.num_rays)
+    num_paths = links.delay_s.shape[1] + 2 * links.strongest.shape[1] + 1
+    largest = max(num_pairs * max(links.num_rays, num_paths * num_slots), num_paths * len(frequencies_hz))
+    group = max(1, factor * GROUP_BYTES // (8 * largest))
+    for start in range(0, len(links), chunk):
+        terms = _terms(links[start : start + chunk], wavelength_m)
+        for first in range(0, len(terms.links), group):
+            part = terms[first : first + group]
+            delays = delay_terms(_path_delays_s(part), frequencies_hz)  # [links, paths, subcarriers]
+            paths = _path_gains(part, delays.shape[1], times_s)  # [links, paths, pairs, slots]
+            place = slice(start + first, start + first + len(paths))
+            torch.bmm(paths.flatten(2).mT, delays, out=values[place])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RayRecord:
-    """What the last call of a ``RaySumGenerator`` was made of, in Sionna's [batch, num_tx, num_rx, ...] axes.
+class Terms(LinkRows):
+    """The factors of some links that know no pair of antennas and no time yet.
 
-    delay_s: float32 [..., clusters, rays], with the sub-cluster offsets of the two strongest clusters.
-    doppler: complex64 [..., clusters, rays, num_slots].
-    offsets: complex64 [..., clusters, rays, rx_ant, tx_ant], phases from the elements' places.
-    rx_field, tx_field: float32 [num_pols, ..., clusters, rays, 2], theta and phi in the global frame.
-    rx_polarization_index, tx_polarization_index: int64 [num_ant].
+    fields: complex [links, rx polarisations, tx polarisations, rays]. doppler: [links, rays], rad/s.
+    specular: those of the line of sight, one ray; None where no link has one.
     """
 
-    rays: Rays
-    delay_s: torch.Tensor
+    links: Links
+    rx: Directions
+    tx: Directions
+    fields: torch.Tensor
     doppler: torch.Tensor
-    offsets: torch.Tensor
-    rx_field: torch.Tensor
-    tx_field: torch.Tensor
-    rx_polarization_index: torch.Tensor
-    tx_polarization_index: torch.Tensor
+    specular: "Terms | None"
 
 
-class RaySumGenerator(ChannelCoefficientsGenerator):  # type: ignore[misc]
-    """Steps 10 and 11 of TR 38.901, 7.5, without blockage; takes the place of Sionna's own generator."""
-
-    keeps_record = False
-    record: RayRecord | None = None
-
-    def _step_11_nlos(
-        self, phi: torch.Tensor, topology: Topology, rays: Rays, t: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Per ray, (7.5-28) in two factors: antennas [..., rays, rx_ant * tx_ant], time [..., rays, T]."""
-        angles = (rays.aoa, rays.aod, rays.zoa, rays.zod)
-        rx_field = self._fields(
-            self._rx_array, topology.rx_orientations[:, None, :, None, None], rays.zoa, rays.aoa
-        )
-        tx_field = self._fields(
-            self._tx_array, topology.tx_orientations[:, :, None, None, None], rays.zod, rays.aod
-        )
-        phase = self._step_11_phase_matrix(phi, rays)  # [..., clusters, rays, 2, 2]
-        fields = torch.einsum(
-            "p...i,...ij,q...j->...pq", rx_field.to(phase.dtype), phase, tx_field.to(phase.dtype)
-        )
-        rx_index = _polarization_index(self._rx_array)
-        tx_index = _polarization_index(self._tx_array)
-        fields = fields[..., rx_index[:, None], tx_index[None, :]]  # [..., clusters, rays, rx_ant, tx_ant]
-        offsets = self._step_11_array_offsets(topology, *angles)  # [..., clusters, rays, rx_ant, tx_ant]
-        doppler = self._step_11_doppler_matrix(topology, *angles, t)  # [..., clusters, rays, num_slots]
-        amplitude = (rays.powers / rays.aoa.shape[-1]).sqrt()[..., None, None, None]
-        if self.keeps_record:
-            self.record = RayRecord(
-                rays=rays,
-                delay_s=rays.delays[..., None].expand_as(rays.aoa),
-                doppler=doppler,
-                offsets=offsets,
-                rx_field=rx_field,
-                tx_field=tx_field,
-                rx_polarization_index=rx_index,
-                tx_polarization_index=tx_index,
-            )
-        return rearrange(fields * offsets * amplitude, "... rx tx -> ... (rx tx)"), doppler
-
-    def _step_11_reduce_nlos(
-        self, h_full: tuple[torch.Tensor, torch.Tensor], rays: Rays, c_ds: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums each path's rays, (7.5-27); paths come in order of delay, as Sionna gives them."""
-        antennas, doppler = h_full
-        cluster, offset_index = self._path_layout(
-            rays
-        )  # both [..., num_paths]; -1: all rays, else a sub-cluster
-        delay_s = rays.delays.gather(-1, cluster)  # [..., num_paths]
-        if c_ds is not None:
-            delay_s = delay_s + self._sub_cl_delay_offsets[offset_index.clamp_min(0)] * c_ds[..., None]
-        order = delay_s.argsort(dim=-1)
-        cluster, offset_index = cluster.gather(-1, order), offset_index.gather(-1, order)
-        members = self._ray_members(rays.aoa.shape[-1])[offset_index]  # [..., num_paths, rays]
-        antennas = (
-            _take_clusters(antennas, cluster) * members[..., None]
-        )  # [..., num_paths, rays, rx_ant * tx_ant]
-        summed = antennas.transpose(-1, -2) @ _take_clusters(
-            doppler, cluster
-        )  # [..., num_paths, rx_ant * tx_ant, T]
-        if self.record is not None:
-            self.record = self._with_offsets(self.record, c_ds)
-        num_rx_ant = self._rx_array.num_ant
-        return rearrange(summed, "... (rx tx) t -> ... rx tx t", rx=num_rx_ant), delay_s.gather(-1, order)
-
-    def _fields(
-        self, array: Any, orientation: torch.Tensor, zenith: torch.Tensor, azimuth: torch.Tensor
-    ) -> torch.Tensor:
-        """Element fields of each polarisation in the global frame, (7.1-11): [num_pols, ..., rays, 2]."""
-        local = self._gcs_to_lcs(orientation, zenith, azimuth)
-        elements = [array.ant_pol1] if array.polarization == "single" else [array.ant_pol1, array.ant_pol2]
-        fields = [torch.stack(element.field(*local), dim=-1) for element in elements]
-        return torch.stack([self._l2g_response(f, orientation, zenith, azimuth).squeeze(-1) for f in fields])
-
-    def _path_layout(self, rays: Rays) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each path's cluster and sub-cluster (-1: the whole): the two strongest clusters have three each."""
-        powers = rays.powers
-        if not self._subclustering:
-            whole = torch.arange(powers.shape[-1]).expand(powers.shape)
-            return whole, torch.full_like(whole, -1)
-        strongest = self._strongest(rays)
-        rest = powers.scatter(-1, strongest, -torch.inf).argsort(dim=-1, descending=True)[..., :-2]
-        cluster = torch.cat([strongest.repeat_interleave(3, dim=-1), rest], dim=-1)  # [..., num_clusters + 4]
-        sub = torch.tensor([0, 1, 2, 0, 1, 2] + [-1] * rest.shape[-1])
-        return cluster, sub.expand(cluster.shape)
-
-    def _strongest(self, rays: Rays) -> torch.Tensor:
-        """Indices of the two strongest clusters, [..., 2]; Sionna fixes them before blockage where it can."""
-        strongest: torch.Tensor | None = rays.strongest_cluster_indices
-        if strongest is not None:
-            return strongest
-        powers: torch.Tensor = rays.powers
-        return powers.argsort(dim=-1, descending=True)[..., :2]
-
-    def _ray_members(self, num_rays: int) -> torch.Tensor:
-        """Which rays make up sub-clusters 0 to 2 (Table 7.5-5) and a whole cluster: float32 [4, rays]."""
-        members = torch.zeros(4, num_rays)
-        for row, rays in enumerate((self._sub_cl_1_ind, self._sub_cl_2_ind, self._sub_cl_3_ind)):
-            members[row, rays[rays < num_rays]] = 1.0
-        members[3] = 1.0
-        return members
-
-    def _with_offsets(self, record: RayRecord, c_ds: torch.Tensor | None) -> RayRecord:
-        """The record with the sub-cluster delays of the two strongest clusters added ray by ray."""
-        if c_ds is None or not self._subclustering:
-            return record
-        per_ray = self._sub_cl_delay_offsets @ self._ray_members(record.rays.aoa.shape[-1])[:3]  # [rays]
-        split = torch.zeros_like(record.rays.powers).scatter(-1, self._strongest(record.rays), 1.0)
-        delay_s = record.delay_s + split[..., None] * per_ray * c_ds[..., None, None]
-        return dataclasses.replace(record, delay_s=delay_s)
+def _terms(links: Links, wavelength_m: torch.Tensor) -> Terms:
+    """The factors of the rays, and of the line of sight."""
+    rx, tx = directions(links.rx, wavelength_m), directions(links.tx, wavelength_m)
+    return Terms(
+        links=links,
+        rx=rx,
+        tx=tx,
+        fields=_ray_fields(links, rx, tx),
+        doppler=doppler_rate(rx if links.moving == "rx" else tx, links.velocity),
+        specular=_specular_terms(links, wavelength_m) if bool((links.los_amplitude != 0).any()) else None,
+    )
 
 
-def _polarization_index(array: Any) -> torch.Tensor:
-    """Which polarisation each port has: int64 [num_ant]."""
-    index = torch.zeros(array.num_ant, dtype=torch.int64)
-    if array.polarization == "dual":
-        index[array.ant_ind_pol2] = 1
-    return index
+def _specular_terms(links: Links, wavelength_m: torch.Tensor) -> Terms:
+    """The line of sight's, (7.5-29)."""
+    rx, tx = directions(links.los_rx, wavelength_m), directions(links.los_tx, wavelength_m)
+    fields = rx.theta[:, :, None] * tx.theta[:, None] - rx.phi[:, :, None] * tx.phi[:, None]
+    return Terms(
+        links=links,
+        rx=rx,
+        tx=tx,
+        fields=fields * links.los_amplitude[:, None, None, None],  # [links, rx pols, tx pols, 1]
+        doppler=doppler_rate(rx if links.moving == "rx" else tx, links.velocity),
+        specular=None,
+    )
 
 
-def _take_clusters(values: torch.Tensor, cluster: torch.Tensor) -> torch.Tensor:
-    """Rows of ``values`` [..., clusters, rays, n] for each path's cluster [..., num_paths]."""
-    index = cluster[..., None, None].expand(*cluster.shape, *values.shape[-2:])
-    return values.gather(-3, index)  # [..., num_paths, rays, n]
+def _ray_fields(links: Links, rx: Directions, tx: Directions) -> torch.Tensor:
+    """Fields through the phase matrix of (7.5-28): complex [links, rx pols, tx pols, rays]."""
+    planes = torch.stack([links.phases.cos(), links.phases.sin()])  # [2, links, 4, rays]
+    straight, cross = links.amplitude[:, None], (links.amplitude * links.cross)[:, None]  # [links, 1, rays]
+    theta_theta, theta_phi, phi_theta, phi_phi = (planes[:, :, None, k] for k in range(4))
+    to_theta = theta_theta * (straight * tx.theta) + theta_phi * (cross * tx.phi)  # [2, links, tx pols, rays]
+    to_phi = phi_theta * (cross * tx.theta) + phi_phi * (straight * tx.phi)
+    fields = rx.theta[:, :, None] * to_theta[:, :, None] + rx.phi[:, :, None] * to_phi[:, :, None]
+    return torch.complex(fields[0], fields[1])
+
+
+def _path_delays_s(terms: Terms) -> torch.Tensor:
+    """Clusters, second and third sub-clusters of the strongest, then the line of sight: [links, paths]."""
+    links = terms.links
+    delays = [links.delay_s]
+    if links.strongest.shape[1]:
+        strong = links.delay_s.gather(1, links.strongest)  # [links, 2]
+        delays += [strong + offset * links.sub_delay_s for offset in SUB_CLUSTER_DELAYS[1:]]
+    if terms.specular is not None:
+        delays.append(links.delay_s.min(dim=1, keepdim=True).values)
+    return torch.cat(delays, dim=1)
+
+
+def _path_gains(terms: Terms, num_paths: int, times_s: torch.Tensor) -> torch.Tensor:
+    """Sums the rays of each path, in the order of ``_path_delays_s``: [links, paths, pairs, slots]."""
+    links = terms.links
+    antennas, in_time = _antenna_terms(terms), doppler_terms(terms.doppler, times_s)
+    num_clusters, per_cluster = links.delay_s.shape[1], links.rays_per_cluster
+    antennas = rearrange(antennas, "l a (n m) -> l n a m", m=per_cluster)  # [links, clusters, pairs, rays]
+    in_time = rearrange(in_time, "l t (n m) -> l n m t", m=per_cluster)  # [links, clusters, rays, slots]
+    paths = antennas.new_empty(len(antennas), num_paths, antennas.shape[2], len(times_s))
+    if paths.device.type == "cpu":
+        for link in range(len(antennas)):  # one link's strides are what a batched product takes as they are
+            torch.bmm(antennas[link], in_time[link], out=paths[link, :num_clusters])
+    else:
+        paths[:, :num_clusters] = antennas @ in_time
+    if links.strongest.shape[1]:
+        _sum_sub_clusters(links, antennas, in_time, paths)
+    if terms.specular is not None:
+        paths[:, -1] = _antenna_terms(terms.specular) * doppler_terms(terms.specular.doppler, times_s).mT
+    return paths
+
+
+def _sum_sub_clusters(
+    links: Links, antennas: torch.Tensor, in_time: torch.Tensor, paths: torch.Tensor
+) -> None:
+    """Sums the rays of each sub-cluster of the strongest clusters: the first takes the cluster's place."""
+    rows = torch.arange(len(paths), device=paths.device)[:, None]
+    strong_antennas, strong_time = antennas[rows, links.strongest], in_time[rows, links.strongest]
+    first = links.delay_s.shape[1]
+    for sub, members in enumerate(SUB_CLUSTERS):
+        index = torch.tensor(members, device=paths.device)
+        summed = strong_antennas[..., index] @ strong_time[:, :, index]  # [links, 2, pairs, slots]
+        if sub == 0:
+            paths[rows, links.strongest] = summed
+        else:
+            paths[:, first : first + summed.shape[1]] = summed
+            first += summed.shape[1]
+
+
+def _antenna_terms(terms: Terms) -> torch.Tensor:
+    """Each ray's coefficient between each pair of ports: complex [links, rx ports * tx ports, rays]."""
+    values = terms.fields[:, :, None, :, None]  # [links, rx pols, 1, tx pols, 1, rays]
+    if terms.rx.columns is not None:
+        values = values * terms.rx.steering()[:, None, :, None, None]
+    if terms.tx.columns is not None:
+        values = values * terms.tx.steering()[:, None, None, None]
+    values = values.flatten(3, 4).flatten(1, 2)  # [links, rx ports, tx ports, rays]
+    if terms.rx.port is not None:
+        values = values[:, terms.rx.port]
+    if terms.tx.port is not None:
+        values = values[:, :, terms.tx.port]
+    return values.flatten(1, 2)  # [links, pairs, rays]
+
+
+def doppler_rate(end: Directions, velocity: torch.Tensor) -> torch.Tensor:
+    """Phase that each ray turns in a second at the moving end: [links, rays], rad/s."""
+    return dot(end.unit.unbind(1), velocity[..., None])
+
+
+def doppler_terms(rate_rad_per_s: torch.Tensor, times_s: torch.Tensor) -> torch.Tensor:
+    """exp(j rate t): complex [links, slots, rays] for rates [links, rays] and times [slots].
+
+    The turns up to the first slot are taken out in double precision, so that a window of slots is as smooth
+    late in a track as at its start.
+    """
+    times_s = times_s.to(rate_rad_per_s.device, torch.float64)
+    begin = times_s[0] if len(times_s) else 0.0
+    start = (rate_rad_per_s.double() * begin).remainder(2 * math.pi).to(rate_rad_per_s.dtype)
+    passed_s = (times_s - begin).to(rate_rad_per_s.dtype)
+    return phasor(torch.addcmul(start[:, None], rate_rad_per_s[:, None], passed_s[:, None]))
+
+
+def delay_terms(delay_s: torch.Tensor, frequencies_hz: torch.Tensor) -> torch.Tensor:
+    """exp(-j 2 pi f tau): complex [..., paths, subcarriers]; whole cycles go before precision does."""
+    cycles = delay_s.double()[..., None] * frequencies_hz.to(delay_s.device, torch.float64)
+    return phasor(((cycles - cycles.round()) * (-2 * math.pi)).to(delay_s.dtype))
