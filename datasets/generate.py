@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import logging
-import operator
 import os
 import shutil
 from collections.abc import Generator, Iterator
@@ -20,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import IO, cast
 
 import torch
 
@@ -27,6 +27,7 @@ from airlam.datasets.cluster import draw_with_ray
 from airlam.datasets.fields import drop_bytes
 from airlam.datasets.layout import refuse_existing, refuse_folder, software_versions, total_drops
 from airlam.datasets.machine import memory_bytes, num_cores
+from airlam.datasets.scene_files import scene_digest
 from airlam.datasets.shards import (
     Arrays,
     Progress,
@@ -45,12 +46,15 @@ from airlam.datasets.unfinished import UnfinishedFile
 from airlam.datasets.workers import draw_with_workers
 from airlam.errors import DataError, SpecError
 from airlam.files import recover, sync
+from airlam.llvm import good_llvm, llvm_major
 from airlam.specs import DatasetSpec, spec_to_toml
 
 LEAST_BUDGET_BYTES = 2 * 2**30
 WORTH_A_WORKER_BYTES = 4 * 2**30  # of channels: drawing them takes longer than starting a process
 DISK_SLACK = 1.02
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+END = object()
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +77,8 @@ def generate(
     runs on this machine) or on one started here (``local``); ``workers`` then bounds the tasks at a time.
     memory_budget_bytes: of all processes on this machine together, libraries included, which may reduce the
     workers; None is half the machine's memory, and at least 2 GiB.
-    on_progress(what, done, total, detail) is called at the start and after each block of drops.
+    on_progress(what, done, total, detail) is called at the start and after each block of drops. Meanwhile
+    nothing else in this process may draw from Sionna's generator.
 
     Same spec, same versions, same kind of processor: same bytes, whatever the other arguments.
     SpecError where one block does not fit the budget or the model cannot do what the spec asks; DataError
@@ -114,17 +119,32 @@ def _require_memory(spec: DatasetSpec, budget: int) -> None:
 @contextmanager
 def _held(folder: Path, path: Path) -> Iterator[None]:
     """The folder of the unfinished file, for this process alone; it stays only where such a file is in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another process is writing {path}; wait for it or stop it") from None
+    with _locked(folder, path):
         try:
             yield
         finally:
             if not any(folder.glob("*.h5")):
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked(folder: Path, path: Path) -> IO[str]:
+    """The folder's lock, held until it is closed; DataError where another process has it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = (folder / "lock").open("w")
+        except FileNotFoundError:  # who held it has just removed the folder
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / "lock")):
+                return lock
+        except BlockingIOError:
+            lock.close()
+            raise DataError(f"another process is writing {path}; wait for it or stop it") from None
+        except FileNotFoundError:
+            pass
+        lock.close()
 
 
 def _is_made(spec: DatasetSpec, path: Path) -> bool:
@@ -140,10 +160,10 @@ def _is_made(spec: DatasetSpec, path: Path) -> bool:
 
 
 def _fingerprint(spec: DatasetSpec) -> str:
-    """Names what decides a shard's bytes: the spec, the software, and a scene's own file."""
+    """Names what decides a shard's bytes: the spec, the software, and a scene's own files."""
     text = spec_to_toml(spec) + json.dumps(software_versions(), sort_keys=True)
-    if spec.site is not None and (scene := Path(spec.site.scene)).is_file():  # a scene of the user's own
-        text += hashlib.sha256(scene.read_bytes()).hexdigest()
+    if spec.site is not None:
+        text += f"{scene_digest(spec.site.scene)} LLVM {llvm_major(os.path.realpath(good_llvm() or ''))}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -223,22 +243,22 @@ def _draw_here(spec: DatasetSpec, tally: Tally) -> None:
 
     A ray tracer stays in the thread that loaded it.
     """
-    drawn = ((shard, arrays) for shard in tally.missing for arrays in draw_blocks(spec, shard))
-    ahead = drawn if spec.channel.is_ray_traced else _ahead(drawn)
-    with one_thread(), closing(ahead) as blocks:
-        for shard, of_shard in itertools.groupby(blocks, key=operator.itemgetter(0)):
-            arrays = map(operator.itemgetter(1), of_shard)
-            sha256 = write_shard(spec, shard, arrays, tally.file, partial(tally.add, shard))
+    missing = tally.missing
+    drawn = (arrays for shard in missing for arrays in itertools.chain(draw_blocks(spec, shard), [None]))
+    with one_thread(), closing(drawn if spec.channel.is_ray_traced else _ahead(drawn)) as blocks:
+        for shard in missing:
+            of_shard = iter(blocks.__next__, None)
+            sha256 = write_shard(spec, shard, of_shard, tally.file, partial(tally.add, shard))
             tally.finish(shard, sha256)
 
 
-def _ahead(items: Iterator[tuple[Shard, Arrays]]) -> Generator[tuple[Shard, Arrays]]:
+def _ahead(items: Iterator[Arrays | None]) -> Generator[Arrays | None]:
     """The items, each made by a thread while the one before is in use; its errors come out here."""
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
-        coming = thread.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = thread.submit(next, items, None)
-            yield item
+        coming = thread.submit(next, items, END)
+        while (item := coming.result()) is not END:
+            coming = thread.submit(next, items, END)
+            yield cast(Arrays | None, item)
 
 
 def _num_workers(spec: DatasetSpec, missing: list[Shard], wanted: int | None, budget: int) -> int:

@@ -26,7 +26,7 @@ from airlam.specs import DatasetSpec, spec_to_toml
 FORMAT = "airlam-channels"
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
-VERSIONED = ("airlam", "sionna", "sionna-rt", "mitsuba", "drjit", "torch", "numpy", "h5py")
+VERSIONED = ("airlam", "sionna", "sionna-rt", "mitsuba", "drjit", "torch", "numpy", "scipy", "h5py")
 LIBVER = ("v110", "v110")  # of HDF5: its index of chunks is small and read at once
 HEAD_BYTES, INDEX_BYTES_PER_DROP = 2**18, 64  # above what a file holds besides its drops, a chunked field
 SMALL_BYTES = 2**10  # a drop; readings of more are read when they are asked for

@@ -67,8 +67,8 @@ class UnfinishedFile:
 
     def finish(self, split: str, shard: int, seed: int, sha256: str) -> None:
         """Notes that all drops of a shard were written, once they are on disk."""
-        self.sync()
         self.write(split, "shard_seed", shard, np.array([seed], SHARD_FIELDS["shard_seed"]))
+        self.sync()
         self.write(split, "shard_sha256", shard, np.array([sha256.encode()], SHARD_FIELDS["shard_sha256"]))
 
     def sync(self) -> None:

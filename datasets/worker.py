@@ -52,9 +52,11 @@ def main() -> None:
 
 def _listen(orders: Orders) -> None:
     """Takes orders while the main thread draws; ends the process with the input."""
-    for line in sys.stdin.buffer:
-        orders.put(json.loads(line))
-    os._exit(0)
+    try:
+        for line in sys.stdin.buffer:
+            orders.put(json.loads(line))
+    finally:  # also where a line was cut off
+        os._exit(0)
 
 
 def _draw(orders: Orders, answers: _Answers) -> None:

@@ -138,6 +138,45 @@ def test_progress_starts_where_work_starts_and_ends_once(tmp_path: Path) -> None
     assert seen == [0, 4, 8, 10, 13, 17]
 
 
+def test_an_error_keeps_the_shards_before_it(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard is noted as finished before anything of the next one can go wrong."""
+    path, real = tmp_path / "set.h5", module.draw_blocks
+
+    def draw_blocks(spec: DatasetSpec, shard: Shard) -> Iterator[Any]:
+        if shard.index == 1:
+            raise DataError("the second shard fails")
+        yield from real(spec, shard)
+
+    monkeypatch.setattr(module, "draw_blocks", draw_blocks)
+    with pytest.raises(DataError, match="the second shard fails"):
+        generate(SPEC, path, workers=1)
+    monkeypatch.undo()
+    seen: list[int] = []
+    generate(SPEC, path, on_progress=lambda what, done, total, detail: seen.append(done))
+    assert seen[0] == 4 and path.read_bytes() == whole.read_bytes()
+
+
+def test_the_lock_is_never_taken_on_a_folder_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever held it removes it between our opening the lock and locking it: we start over."""
+    folder, calls = tmp_path / "folder", []
+    real = module.fcntl.flock
+
+    def flock(lock: Any, how: int) -> None:
+        calls.append(how)
+        if len(calls) == 1:
+            shutil.rmtree(folder)
+        real(lock, how)
+
+    monkeypatch.setattr(module.fcntl, "flock", flock)
+    with module._held(folder, tmp_path / "set.h5"):
+        assert len(calls) == 2 and (folder / "lock").exists()
+    assert not folder.exists()
+
+
 def test_ctrl_c_keeps_what_is_finished_and_says_so(
     whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
