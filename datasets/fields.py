@@ -8,8 +8,8 @@ import numpy as np
 from airlam.specs import CsiSensorSpec, DatasetSpec
 from airlam.specs.sensors import SENSOR_READINGS, SHARED_SENSORS, presence_and_age
 
-# of channels made at once: the next ones find their memory in place, where more would be mapped page by page
-BATCH_BYTES = 16 * 2**20
+# of channels made at once: they stay in the cache until they are written, and the next find their place there
+BATCH_BYTES = 4 * 2**20
 AXES = ("drop", "num_rx", "num_rx_ant", "num_tx", "num_tx_ant", "num_ofdm_symbols", "num_subcarriers")
 USER_FIELDS = ("speed_m_per_s", "position_m", "los", "path_loss_db")  # of ``ChannelBatch`` itself
 POSITION_UNIT = "m, base station mast at the origin"

@@ -12,6 +12,7 @@ the delays'. Links go through in groups whose terms stay in the cache.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,56 +29,80 @@ SUB_CLUSTERS = ((*range(8), 18, 19), (*range(8, 12), 16, 17), tuple(range(12, 16
 SUB_CLUSTER_DELAYS = (0.0, 1.28, 2.56)  # of the cluster delay spread
 
 
-@torch.no_grad()
-def frequency_response(
-    draw: RayDraw, times_s: torch.Tensor, frequencies_hz: torch.Tensor, out: torch.Tensor | None = None
-) -> torch.Tensor:
+def frequency_response(draw: RayDraw, times_s: torch.Tensor, frequencies_hz: torch.Tensor) -> torch.Tensor:
     """The channel of a draw at any times and frequencies; the same draw may be asked again for others.
 
-    times_s: [num_slots]. frequencies_hz: [num_subcarriers], relative to the carrier. out: where to put it.
+    times_s: [num_slots]. frequencies_hz: [num_subcarriers], relative to the carrier.
     Returns complex [batch, num_rx, num_rx_ant, num_tx, num_tx_ant, num_slots, num_subcarriers] in the
     draw's precision and on its device, without gradients. In single precision phases are those of a Doppler
     shift and a delay rounded to 6e-8 of themselves.
     """
+    return next(response_batches(draw, times_s, frequencies_hz, len(draw)))
+
+
+@torch.no_grad()
+def response_batches(
+    draw: RayDraw, times_s: torch.Tensor, frequencies_hz: torch.Tensor, drops_at_once: int
+) -> Iterator[torch.Tensor]:
+    """As ``frequency_response``, so many drops at a time: each batch is [drops_at_once or the rest, ...].
+
+    Fields are evaluated for as many links as suit the cache, whatever the batches are.
+    """
     links = links_of(draw)
-    batch, num_tx, num_rx = draw.gain.shape
+    per_drop = len(links) // len(draw)
+    factor = 1 if links.phases.device.type == "cpu" else ACCELERATOR_FACTOR
+    at_once = max(1, factor * CHUNK_RAYS // links.num_rays)  # links
+    ahead = drops_at_once * max(1, at_once // (drops_at_once * per_drop))  # drops whose fields are evaluated
+    for start in range(0, len(draw), ahead):
+        chunk = links[start * per_drop : (start + ahead) * per_drop]
+        terms = _terms(chunk, draw.wavelength_m) if len(chunk) <= at_once else None
+        for first in range(0, min(ahead, len(draw) - start), drops_at_once):
+            batch = slice(first * per_drop, (first + drops_at_once) * per_drop)
+            size = (len(chunk[batch]), len(times_s), len(frequencies_hz))
+            values = _empty_values(draw, *size)
+            if terms is not None:
+                _sum(terms[batch], times_s, frequencies_hz, values, factor * GROUP_BYTES)
+            else:
+                for row in range(0, len(values), at_once):
+                    part = _terms(chunk[batch][row : row + at_once], draw.wavelength_m)
+                    place = values[row : row + at_once]
+                    _sum(part, times_s, frequencies_hz, place, factor * GROUP_BYTES)
+            yield _in_axes(draw, values, *size[1:])
+
+
+def _empty_values(draw: RayDraw, num_links: int, num_slots: int, num_subcarriers: int) -> torch.Tensor:
+    """Room for some links' responses: complex [links, pairs * slots, subcarriers]."""
+    rows = draw.rx_array.num_ant * draw.tx_array.num_ant * num_slots
+    return draw.phases.new_empty(num_links, rows, num_subcarriers, dtype=draw.phases.dtype.to_complex())
+
+
+def _in_axes(draw: RayDraw, values: torch.Tensor, num_slots: int, num_subcarriers: int) -> torch.Tensor:
+    """Links' responses in Sionna's axes; a copy only where a drop has many transmitters and receivers."""
+    _, num_tx, num_rx = draw.gain.shape
     ends = (draw.rx_array.num_ant, draw.tx_array.num_ant)
-    shape = (batch, num_rx, ends[0], num_tx, ends[1], len(times_s), len(frequencies_hz))
-    if out is None:
-        out = links.phases.new_empty(shape, dtype=links.phases.dtype.to_complex())
-    of_links = rearrange(out, "b rx i tx j t f -> b tx rx i j t f")
-    flat = (len(links), math.prod(ends) * len(times_s), len(frequencies_hz))
-    if num_tx == 1 or (num_rx == 1 and ends[0] == 1):  # a link's values lie together, link after link
-        _fill(links, draw.wavelength_m, times_s, frequencies_hz, of_links.view(flat))
-        return out
-    values = out.new_empty(flat)
-    _fill(links, draw.wavelength_m, times_s, frequencies_hz, values)
-    of_links.copy_(values.view(of_links.shape))
-    return out
+    drops = len(values) // (num_tx * num_rx)
+    by_link = values.view(drops, num_tx, num_rx, *ends, num_slots, num_subcarriers)
+    return rearrange(by_link, "b tx rx i j t f -> b rx i tx j t f").contiguous()
 
 
-def _fill(
-    links: Links,
-    wavelength_m: torch.Tensor,
+def _sum(
+    terms: "Terms",
     times_s: torch.Tensor,
     frequencies_hz: torch.Tensor,
     values: torch.Tensor,
+    group_bytes: int,
 ) -> None:
     """Fills ``values`` [links, pairs * slots, subcarriers], group by group."""
-    factor = 1 if values.device.type == "cpu" else ACCELERATOR_FACTOR
+    links = terms.links
     num_pairs, num_slots = links.rx.array.num_ant * links.tx.array.num_ant, len(times_s)
-    chunk = max(1, factor * CHUNK_RAYS // links.num_rays)
     num_paths = links.delay_s.shape[1] + 2 * links.strongest.shape[1] + 1
     largest = max(num_pairs * max(links.num_rays, num_paths * num_slots), num_paths * len(frequencies_hz))
-    group = max(1, factor * GROUP_BYTES // (8 * largest))
-    for start in range(0, len(links), chunk):
-        terms = _terms(links[start : start + chunk], wavelength_m)
-        for first in range(0, len(terms.links), group):
-            part = terms[first : first + group]
-            delays = delay_terms(_path_delays_s(part), frequencies_hz)  # [links, paths, subcarriers]
-            paths = _path_gains(part, delays.shape[1], times_s)  # [links, paths, pairs, slots]
-            place = slice(start + first, start + first + len(paths))
-            torch.bmm(paths.flatten(2).mT, delays, out=values[place])
+    group = max(1, group_bytes // (8 * largest))
+    for first in range(0, len(links), group):
+        part = terms[first : first + group]
+        delays = delay_terms(_path_delays_s(part), frequencies_hz)  # [links, paths, subcarriers]
+        paths = _path_gains(part, delays.shape[1], times_s)  # [links, paths, pairs, slots]
+        torch.bmm(paths.flatten(2).mT, delays, out=values[first : first + group])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

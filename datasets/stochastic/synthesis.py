@@ -20,7 +20,7 @@ from airlam.datasets.fields import BATCH_BYTES, drop_shape
 from airlam.datasets.stochastic.models import Placed, place_users
 from airlam.datasets.stochastic.raydraw import RayDraw, draw_rays
 from airlam.datasets.stochastic.rays import RaySet, ray_sets
-from airlam.datasets.stochastic.raysum import frequency_response
+from airlam.datasets.stochastic.raysum import response_batches
 from airlam.datasets.stochastic.response import model_call, own_response, slot_times_s
 from airlam.errors import SpecError
 from airlam.radio.channel import ChannelBatch
@@ -51,11 +51,9 @@ def _batches(spec: DatasetSpec, placed: Placed, draw: RayDraw | torch.Tensor) ->
     num_drops = len(placed.los)
     per_drop = len(draw) // num_drops  # a CDL's users are drawn as drops of their own
     step = max(1, BATCH_BYTES // (8 * math.prod(drop_shape(spec))))
-    for start in range(0, num_drops, step):
-        drops = slice(start, start + step)
-        links = draw[start * per_drop : (start + step) * per_drop]
-        h_freq = frequency_response(links, _times_s(spec), _frequencies_hz(spec))
-        yield _batch(spec, placed, drops, h_freq)
+    responses = response_batches(draw, _times_s(spec), _frequencies_hz(spec), step * per_drop)
+    for index, h_freq in enumerate(responses):
+        yield _batch(spec, placed, slice(index * step, (index + 1) * step), h_freq)
 
 
 def draw_drops_with_rays(spec: DatasetSpec, seed: int, num_drops: int) -> tuple[ChannelBatch, list[RaySet]]:
