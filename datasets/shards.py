@@ -26,12 +26,14 @@ RAYS_PER_PATH = 20
 RAY_BYTES = 300  # of angles, phases and what Sionna shuffles them with, while they are drawn
 TRACED_PATHS = 100  # of one user in a city with reflections of order three, from above
 BLOCK_BYTES = 64 * 2**20  # of the rays that are drawn at once; larger is not faster
+CANDIDATES_AT_ONCE = 8_000_000  # rays by interactions by points that are traced together, if not one point's
+CANDIDATE_BYTES = 40
 PIXEL_BYTES = 200  # of an image while it is rendered
 CHANNEL_COPIES = 4  # of the channels under way: as summed, in their axes, as stored, and one to spare
 RESPONSE_BYTES = 32 * 2**20  # of the terms of rays that are turned into channels together
 PROCESS_BYTES = 600 * 2**20  # interpreter, torch and Sionna, before the first drop
 CALLER_BYTES = 300 * 2**20  # the same without Sionna
-RAY_TRACING_BYTES = 1536 * 2**20  # with a scene and Dr.Jit's compiled kernels
+RAY_TRACING_BYTES = 1216 * 2**20  # with a scene and Dr.Jit's compiled kernels, before the first ray
 
 Arrays = dict[str, NDArray[Any]]
 Progress = Callable[[str, int, int, str], None]
@@ -90,7 +92,9 @@ def working_bytes(spec: DatasetSpec) -> int:
         paths = spec.num_users * TRACED_PATHS * (pairs * num_slots + num_subcarriers)
         camera = spec.sensors.camera
         image = 0 if camera is None else PIXEL_BYTES * camera.width_px * camera.height_px
-        return spec.shard_drops * (8 * 3 * paths + CHANNEL_COPIES * drop_bytes(spec)) + image
+        of_a_point = 0 if spec.site is None else spec.site.num_rays * spec.site.max_depth
+        rays = CANDIDATE_BYTES * max(CANDIDATES_AT_ONCE, of_a_point)
+        return spec.shard_drops * (8 * 3 * paths + CHANNEL_COPIES * drop_bytes(spec)) + image + rays
     rays = spec.num_users * MAX_PATHS * RAYS_PER_PATH
     link = 8 * (MAX_PATHS * num_slots * pairs + MAX_PATHS * RAYS_PER_PATH * (2 * pairs + 3 * num_slots))
     channels = CHANNEL_COPIES * max(BATCH_BYTES, drop_bytes(spec))

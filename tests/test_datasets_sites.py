@@ -15,6 +15,7 @@ import torch
 from airlam.datasets.catalog import packaged_spec
 from airlam.datasets.fields import dataset_fields
 from airlam.datasets.layout import batch_arrays
+from airlam.datasets.shards import CANDIDATES_AT_ONCE, working_bytes
 from airlam.datasets.sites import draw_trajectory, height_map
 from airlam.datasets.sites.camera import Camera
 from airlam.datasets.sites.draw import _batch
@@ -278,6 +279,50 @@ def test_tracing_anew_within_a_window_continues_the_channel(open_air: str) -> No
     assert 0 < difference < 5e-3
 
 
+def test_cars_that_are_faster_than_users_shorten_the_time_between_traces() -> None:
+    """14 m/s against 7: half as many slots."""
+    slow = MobilitySpec(min_speed_m_per_s=5.0, max_speed_m_per_s=7.0)
+    together = [
+        slots_a_trace(dataset_spec(site_spec(retrace_distance_m=0.0145, num_cars=cars), mobility=slow))
+        for cars in (0, 1)
+    ]
+    assert together == [4, 2]
+
+
+def test_a_point_s_paths_do_not_depend_on_its_batch(
+    metal_floor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where scattered paths of many points are more than the solver keeps, batches get smaller."""
+    rough = Path(metal_floor).with_name("rough.xml")
+    scattering = '<float name="scattering_coefficient" value="0.5"/></bsdf>'
+    rough.write_text(FLOOR.replace("</bsdf>", scattering))
+    site = site_spec(
+        str(rough), base_station_position_m=(0.0, 0.0, 10.0), num_rays=2000, diffuse_reflection=True
+    )
+    finder = PathFinder(Scene(str(rough), CARRIER_HZ), site, ELEMENT, ELEMENT)
+    points = np.column_stack([np.linspace(20.0, 60.0, 5), np.zeros(5), np.full(5, 1.5)])
+    whole = finder.find(points, np.zeros(5), np.zeros((5, 3)))
+    each = int((whole.power > 0).sum() and (np.abs(whole.gain) > 0).sum(axis=-1).min())
+    assert each > 200
+    monkeypatch.setattr("airlam.datasets.sites.paths.MAX_PATHS", 3 * each)
+    halved = finder.find(points, np.zeros(5), np.zeros((5, 3)))
+    for name in ("gain", "delay_s", "doppler_hz", "los"):
+        assert np.array_equal(getattr(halved, name), getattr(whole, name)), name
+    there = np.abs(whole.gain[:, 0, 0]) > 0
+    assert np.array_equal(halved.bs_direction[there], whole.bs_direction[there])
+    monkeypatch.setattr("airlam.datasets.sites.paths.MAX_PATHS", each // 2)
+    with pytest.raises(
+        SpecError, match=r"num_rays is 2000, and one user has .* leave diffuse_reflection out"
+    ):
+        finder.find(points, np.zeros(5), np.zeros((5, 3)))
+
+
+def test_rays_that_are_kept_together_take_memory() -> None:
+    """40 B each, above what is traced at once in any case."""
+    few, many = (dataset_spec(site_spec(num_rays=rays, max_depth=5)) for rays in (10**4, 10**7))
+    assert working_bytes(many) - working_bytes(few) == 40 * (5 * 10**7 - CANDIDATES_AT_ONCE)
+
+
 def parked(position_m: list[float]) -> Cars:
     return Cars(position_m=np.array([position_m]), heading_rad=np.array([0.7]), there=np.array([True]))
 
@@ -517,6 +562,27 @@ def test_a_site_stays_loaded() -> None:
     spec = packaged_spec("street_canyon")
     assert open_site(spec) is open_site(dataclasses.replace(spec, seed=5, name="other"))
     assert isinstance(open_site(spec), Site)
+
+
+def test_a_scene_that_was_edited_is_loaded_anew(tmp_path: Path) -> None:
+    """Its mesh counts, not the XML file alone."""
+    (tmp_path / "floor.xml").write_text(FLOOR)
+    (tmp_path / "floor.obj").write_text(FLOOR_MESH)
+    spec = dataset_spec(site_spec(str(tmp_path / "floor.xml")))
+    before = open_site(spec)
+    assert before is open_site(spec) and (height_map(spec)[0] == 0.0).all()
+    (tmp_path / "floor.obj").write_text(FLOOR_MESH.replace(" 0\n", " 2.5\n"))
+    assert height_map(spec)[0] == pytest.approx(2.5) and open_site(spec) is not before
+
+
+def test_drops_without_a_path_are_blamed_on_cars_only_where_there_are_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dark = torch.zeros(1), np.zeros((2, 1)), np.zeros((2, 1), dtype=bool)
+    monkeypatch.setattr(Drive, "window", lambda self, time_s: dark)
+    for num_cars, remedy in ((0, "take more num_rays"), (1, "take fewer cars")):
+        with pytest.raises(SpecError, match=f"train trajectory 3: .* no path; {remedy}"):
+            draw_trajectory(dataset_spec(site_spec(num_cars=num_cars)), "train", 3, 1, 2)
 
 
 @pytest.mark.parametrize("name", ["munich", "etoile"])

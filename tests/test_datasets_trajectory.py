@@ -109,6 +109,22 @@ def test_ways_go_from_cell_to_neighbour_for_the_length_asked_for() -> None:
     assert streets.has_room(way_m, CLEARANCE_M)
 
 
+def test_ways_are_as_long_as_asked_for_where_each_leg_is_short() -> None:
+    """On a street 12 m long and wide nobody can but turn on the spot, hundreds of times."""
+    flat = HeightMap(height_m=np.zeros((12, 12)), extent_m=(0.0, 0.0, 12.0, 12.0), cell_m=1.0)
+    for streets, length_m in ((find_streets(flat), 2081.0), (find_streets(town()), 30_000.0)):
+        way_m = find_way(streets, length_m, np.random.default_rng(0))
+        steps_m = np.linalg.norm(np.diff(way_m, axis=0), axis=1)
+        assert length_m <= steps_m.sum() < length_m + 300 and 0 < steps_m.min() and steps_m.max() < 1.5
+    with pytest.raises(SpecError, match=r"no way of 1825 m .* larger area .* fewer shard_drops"):
+        go(find_streets(flat), [10.0], 180.0)  # too long once its corners are smooth
+
+
+def test_a_way_beyond_reason_is_one_line() -> None:
+    with pytest.raises(SpecError, match="way of 201 km; expected at most 200 km: take fewer shard_drops"):
+        find_way(find_streets(town()), 201_000.0, np.random.default_rng(0))
+
+
 def test_only_covered_streets_are_driven_on() -> None:
     streets = find_streets(town())
     places_m = streets.places_m[::7]

@@ -163,6 +163,32 @@ def test_ray_writes_what_one_process_writes(whole: Path, tmp_path: Path) -> None
     assert path.read_bytes() == whole.read_bytes()
 
 
+def test_ray_stops_where_no_machine_has_a_task_s_memory() -> None:
+    """Ray itself would wait for ever."""
+    machines = [{"Alive": True, "Resources": {"memory": 2.0**20}}, {"Alive": False, "Resources": {}}]
+    ray = types.SimpleNamespace(nodes=lambda: machines)
+    with pytest.raises(DataError, match="largest machine lends 1 MiB; take fewer shard_drops"):
+        cluster._require_memory(ray, SPEC)
+    machines.append({"Alive": True, "Resources": {"memory": float(cluster._task_bytes(SPEC))}})
+    cluster._require_memory(ray, SPEC)
+    assert cluster._task_bytes(SPEC) == drawing_bytes(SPEC) + 15 * drop_bytes(SPEC)
+
+
+def test_a_cluster_that_would_draw_other_bytes_is_told_what_differs() -> None:
+    ours = cluster._made_with(SPEC)
+    cluster._require_same(dict(ours), ours)
+    assert {"torch", "sionna", "processor"} <= ours.keys() and "scene" in cluster._made_with(traced_spec())
+    with pytest.raises(DataError, match=r"other bytes: torch 1.0 instead of .*, processor arm64 instead of"):
+        cluster._require_same({**ours, "torch": "1.0", "processor": "arm64"}, ours)
+
+
+def test_a_scene_of_one_s_own_stays_on_this_machine() -> None:
+    traced = traced_spec()
+    own = dataclasses.replace(traced, site=SiteSpec(scene="my.xml", base_station_position_m=(0.0, 0.0, 9.0)))
+    with pytest.raises(SpecError, match=r"scene 'my.xml' is a file, which other machines lack"):
+        cluster.draw_with_ray(own, None, "10.0.0.1:6379", None, 2**40)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "nowhere"])
 def test_a_ray_cluster_out_of_reach_is_one_line(address: str, tmp_path: Path) -> None:
     pytest.importorskip("ray")

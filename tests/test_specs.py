@@ -146,6 +146,11 @@ def sensing(name: str, **values: Any) -> dict[str, Any]:
         (at_site(area_m=[0.0, 0.0, 0.0, 10.0]), ["area_m", "larger x and y"]),
         (at_site(position_interval_s=61.0), ["position_interval_s is 61", "at most 60"]),
         (at_site(base_station_downtilt_deg=91.0), ["downtilt_deg is 91"]),
+        (at_site(num_rays=10**8 + 1, max_depth=0), ["num_rays is 100000001"]),
+        (
+            at_site(num_rays=2 * 10**7, max_depth=6),
+            ["num_rays = 20000000", "max_depth = 6", "most 100000000"],
+        ),
         (sensing("csi", rate_hz=0.0), ["rate_hz", "at most 10000"]),
         (sensing("csi", rate_hz=1e9), ["rate_hz", "at most 10000"]),
         (sensing("csi", rate_hz=0.5), ["max_age_s is 1", "rate_hz = 0.5", "at least 1 / rate_hz"]),
@@ -180,6 +185,7 @@ def test_what_lies_just_within_the_limits_is_taken() -> None:
     for values in (
         SITE,
         at_site(position_interval_s=60.0, base_station_downtilt_deg=-90.0),
+        at_site(num_rays=2 * 10**7, max_depth=5),
         sensing("csi", rate_hz=0.5, max_age_s=2.0),
         sensing("camera", width_px=1920, height_px=1080, samples_per_pixel=16, tilt_deg=-89.9),
         sensing("beams", num_past=64, snr_db=-200.0),

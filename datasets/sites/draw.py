@@ -8,7 +8,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 from airlam.datasets.sensors import read_sensors
-from airlam.datasets.sites.driving import drive
+from airlam.datasets.sites.driving import CAR_SPEEDS_M_PER_S, drive
 from airlam.datasets.sites.scene import Array
 from airlam.datasets.sites.site import Site, open_site
 from airlam.datasets.sites.trajectory import Track
@@ -17,7 +17,6 @@ from airlam.errors import SpecError
 from airlam.radio.channel import ChannelBatch
 from airlam.specs import DatasetSpec
 
-CAR_SPEEDS_M_PER_S = (4.0, 14.0)
 MAX_DRIVES = 20
 
 
@@ -50,8 +49,8 @@ def draw_trajectory(spec: DatasetSpec, split: str, index: int, seed: int, num_dr
                 readings |= read_sensors(spec, world, times_s, of_sensors)
             return replace(batch, readings=batch.readings | readings)
     raise SpecError(
-        f"{split} trajectory {index}: in {MAX_DRIVES} drives of {num_drops} drops cars left a drop without a "
-        "path; take fewer cars or allow a larger max_depth"
+        f"{split} trajectory {index}: in each of {MAX_DRIVES} drives one of {num_drops} drops has no path; "
+        f"take {'fewer cars' if spec.site.num_cars else 'more num_rays'} or allow a larger max_depth"
     )
 
 

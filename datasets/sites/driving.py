@@ -16,6 +16,7 @@ from airlam.errors import SpecError
 SPACING_M = 0.25  # between points of a smoothed way
 SMOOTHING_M = (5.0, 3.5, 2.5, 1.5)  # tried in turn, until the way keeps off the walls
 SIDEWAYS_M_PER_S2, ALONG_M_PER_S2 = 2.5, 1.5  # largest accelerations
+CAR_SPEEDS_M_PER_S = (4.0, 14.0)  # of those who are no users
 INTERVAL_S = 0.25  # between control points of a track
 ROOM_M = 1.0  # that must stay between a driver and the walls
 SHORTEST_M = 20.0  # of a way, which also gives those who stand still a heading
@@ -80,7 +81,7 @@ def _drive_alone(
     if found is None:
         raise SpecError(
             f"no way of {length_m:.0f} m keeps {ROOM_M:g} m off the walls in area_m {streets.map.extent_m}; "
-            "take an area with wider streets"
+            "take a larger area with wider streets, fewer shard_drops or a smaller position_interval_s"
         )
     return found
 

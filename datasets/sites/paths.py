@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from airlam.datasets.shards import CANDIDATES_AT_ONCE
 from airlam.datasets.sites.scene import Array, Scene
 from airlam.datasets.sites.tracer import mitsuba, ray_tracer
+from airlam.errors import SpecError
 from airlam.specs import ArraySpec, SiteSpec
 
 PATTERNS = {"omni": "iso", "38.901": "tr38901"}
-MAX_PATHS = 1_000_000  # of a solve
-CANDIDATES_AT_ONCE = 8_000_000  # rays by interactions by points, which the solver keeps in memory
+MAX_PATHS = 1_000_000  # candidates of a solve, all points together; the solver leaves out what is beyond
 MAX_POINTS = 32
 
 
@@ -52,13 +53,18 @@ class PathSet:
 
 
 class PathFinder:
-    """Sionna's path solver between a base station and points, in batches of bounded memory."""
+    """Sionna's path solver between a base station and points, in batches of bounded memory.
+
+    A point's paths do not depend on the batch that it is in.
+    """
 
     def __init__(self, scene: Scene, site: SiteSpec, base_station: ArraySpec, user: ArraySpec) -> None:
         rt, mi = ray_tracer(), mitsuba()
         self._scene, self._site = scene.rt_scene, site
         self._carrier_frequency_hz = scene.carrier_frequency_hz
         self._solver = rt.PathSolver(deterministic=True)
+        self._candidates = _Counted(self._solver._candidate_generator)
+        self._solver._candidate_generator = self._candidates
         self._scene.tx_array, self._scene.rx_array = _element(base_station), _element(user)
         yaw, tilt = math.radians(site.base_station_yaw_deg), math.radians(site.base_station_downtilt_deg)
         position, orientation = mi.Point3f(site.base_station_position_m), mi.Point3f(yaw, tilt, 0.0)
@@ -71,16 +77,32 @@ class PathFinder:
         """The paths to every point, cars being where they are.
 
         position_m, velocity_m_per_s: float64 [points, 3]. yaw_rad: float64 [points], of the antennas.
+        SpecError where one point has more candidates than the solver keeps.
         """
-        count = len(position_m)
-        size = self._most if count > self._most else 2 ** math.ceil(math.log2(count))
+        count, row = len(position_m), 0
         parts = []
-        for row in range(0, count, size):
+        while row < count:
+            size = min(self._most, 2 ** math.ceil(math.log2(count)))
             rows = np.minimum(np.arange(row, row + size), count - 1)  # the last point fills up the last batch
-            parts.append(self._find(position_m[rows], yaw_rad[rows], velocity_m_per_s[rows]))
+            found = self._find(position_m[rows], yaw_rad[rows], velocity_m_per_s[rows])
+            if found is None:
+                self._most = self._smaller(size)
+                continue
+            parts.append(found)
+            row += size
         return joined(parts).first(count)
 
-    def _find(self, position_m: Array, yaw_rad: Array, velocity_m_per_s: Array) -> PathSet:
+    def _smaller(self, size: int) -> int:
+        """Half a batch; SpecError where it is one point."""
+        if size > 1:
+            return size // 2
+        raise SpecError(
+            f"num_rays is {self._site.num_rays}, and one user has {MAX_PATHS} paths or more, which the ray "
+            "tracer would cut; take fewer num_rays or a smaller max_depth, or leave diffuse_reflection out"
+        )
+
+    def _find(self, position_m: Array, yaw_rad: Array, velocity_m_per_s: Array) -> PathSet | None:
+        """The paths to a batch; None where candidates were left out."""
         mi, site = mitsuba(), self._site
         self._keep_receivers(len(position_m))
         for receiver, point, yaw, velocity in zip(
@@ -101,6 +123,8 @@ class PathFinder:
             refraction=site.refraction,
             diffraction=site.diffraction,
         )
+        if self._candidates.count >= MAX_PATHS:
+            return None
         return _sorted_paths(found, self._carrier_frequency_hz)
 
     def _keep_receivers(self, count: int) -> None:
@@ -114,6 +138,18 @@ class PathFinder:
             ]
             for receiver in self._receivers:
                 self._scene.add(receiver)
+
+
+class _Counted:
+    """Sionna's generator of candidate paths, and how many it kept the last time."""
+
+    def __init__(self, generator: Any) -> None:
+        self._generator, self.count = generator, 0
+
+    def __call__(self, **arguments: Any) -> Any:
+        candidates = self._generator(**arguments)
+        self.count = int(candidates.paths_counter[0])
+        return candidates
 
 
 def _element(array: ArraySpec) -> Any:

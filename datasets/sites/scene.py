@@ -11,6 +11,7 @@ import numpy as np
 from einops import rearrange
 from numpy.typing import NDArray
 
+from airlam.datasets.scene_files import own_scene
 from airlam.datasets.sites.tracer import mitsuba, ray_tracer
 from airlam.errors import DataError, SpecError
 
@@ -141,9 +142,9 @@ def packaged_scenes() -> dict[str, str]:
 
 def _load(name: str) -> Any:
     """Sionna's scene of a name or file."""
-    packaged = packaged_scenes()
-    path = Path(packaged.get(name, name))
-    if path.suffix.lower() != ".xml" and not path.is_file():
+    packaged, own = packaged_scenes(), own_scene(name)
+    path = own or Path(packaged.get(name, name))
+    if name not in packaged and (own is None or (own.suffix.lower() != ".xml" and not own.is_file())):
         near = difflib.get_close_matches(name, packaged, n=1)
         hint = (
             f"did you mean {near[0]!r}?" if near else f"known: {', '.join(packaged)}, or a Mitsuba XML file"

@@ -6,6 +6,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from airlam.datasets.scene_files import scene_digest
 from airlam.datasets.sites.camera import Camera
 from airlam.datasets.sites.paths import PathFinder
 from airlam.datasets.sites.scene import Array, Cars, Scene
@@ -88,14 +89,18 @@ class Site:
 
 
 @functools.lru_cache(maxsize=2)
-def _open_site(site: SiteSpec, channel: ChannelSpec, base_station: ArraySpec, user: ArraySpec) -> Site:
+def _open_site(
+    site: SiteSpec, channel: ChannelSpec, base_station: ArraySpec, user: ArraySpec, digest: str
+) -> Site:
+    """``digest`` is of the scene's files, so that edited ones are loaded anew."""
     return Site(site, channel, base_station, user)
 
 
 def open_site(spec: DatasetSpec) -> Site:
-    """The site of a ray-traced spec; the last ones stay loaded."""
+    """The site of a ray-traced spec; the last ones stay loaded while their scenes' files stay the same."""
     assert spec.site is not None  # a ray-traced spec has one
-    return _open_site(spec.site, spec.channel, spec.base_station, spec.user)
+    digest = scene_digest(spec.site.scene)
+    return _open_site(spec.site, spec.channel, spec.base_station, spec.user, digest)
 
 
 def _require_open_sky(scene: Scene, site: SiteSpec) -> None:

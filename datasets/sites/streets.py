@@ -26,7 +26,8 @@ COMFORT_M = 6.0  # nearer to a wall than this, a way costs more
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 BEHIND_M = (15.0, 8.0, 0.0)  # room that a turn takes; a smaller one only where there is no other way
 BACK_CELLS = 6  # over which the direction of a way is taken
-MAX_LEGS = 200
+MAX_DEAD_ENDS = 200
+LONGEST_WAY_M = 200_000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,34 +192,45 @@ def find_way(streets: Streets, length_m: float, rng: np.random.Generator) -> Arr
 
     Shortest ways between places drawn at random, each the continuation of the one before. Nobody turns on
     the spot: a leg into a dead end is drawn anew, and only where nothing else is found a tighter turn will
-    do. SpecError where the streets are a single cell.
+    do. SpecError where the streets are a single cell, and beyond ``LONGEST_WAY_M``.
     """
     if len(streets.cells) < 2:
         raise SpecError(
             f"area_m {streets.map.extent_m} has a single place to drive on; take a larger area with streets"
         )
-    for behind_m in BEHIND_M:
-        way = _way(streets, length_m, behind_m, rng)
-        if way is not None:
-            return streets.places_m[way]
-    raise AssertionError("a way that may turn on the spot always goes on")
+    if length_m > LONGEST_WAY_M:
+        raise SpecError(
+            f"a trajectory needs a way of {length_m / 1000:.0f} km; expected at most "
+            f"{LONGEST_WAY_M / 1000:.0f} km: take fewer shard_drops or a smaller position_interval_s"
+        )
+    ways = (_way(streets, length_m, behind_m, rng) for behind_m in BEHIND_M)
+    # the last of them always goes on: who may turn on the spot meets no dead end
+    return streets.places_m[next(way for way in ways if way is not None)]
 
 
 def _way(streets: Streets, length_m: float, behind_m: float, rng: np.random.Generator) -> list[int] | None:
-    """Cells of a way whose legs keep out of what lies within ``behind_m`` behind; None after many tries."""
-    legs = [[int(rng.integers(len(streets.cells)))]]
-    for _ in range(MAX_LEGS):
-        nodes = [node for leg in legs for node in leg]
-        missing_m = length_m - _length_m(streets, nodes)
-        if missing_m <= 0 and len(nodes) >= 3:
+    """Cells of a way whose legs keep out of what lies within ``behind_m`` behind.
+
+    None after many dead ends.
+    """
+    nodes, gone_m = [int(rng.integers(len(streets.cells)))], 0.0
+    before_leg: list[tuple[int, float]] = []  # nodes and metres
+    dead_ends = 0
+    while dead_ends < MAX_DEAD_ENDS:
+        if gone_m >= length_m and len(nodes) >= 3:
             return nodes
-        leg = _next_leg(streets, nodes, missing_m, behind_m, rng)
+        leg = _next_leg(streets, nodes, length_m - gone_m, behind_m, rng)
         if leg:
-            legs.append(leg)
-        elif len(legs) > 1:
-            legs.pop()  # it led into a dead end
+            before_leg.append((len(nodes), gone_m))
+            gone_m += _length_m(streets, [nodes[-1], *leg])
+            nodes += leg
+            continue
+        dead_ends += 1
+        if before_leg:  # the last leg led here
+            count, gone_m = before_leg.pop()
+            del nodes[count:]
         else:
-            legs = [[int(rng.integers(len(streets.cells)))]]
+            nodes = [int(rng.integers(len(streets.cells)))]
     return None
 
 

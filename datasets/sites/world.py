@@ -8,6 +8,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 from airlam.datasets.motion import Motion
+from airlam.datasets.sites.driving import CAR_SPEEDS_M_PER_S
 from airlam.datasets.sites.paths import PathSet, joined
 from airlam.datasets.sites.response import frequency_response
 from airlam.datasets.sites.scene import Array, Cars
@@ -21,7 +22,8 @@ CAR_ROOM_M = 4.0  # a car nearer to a user's antenna than this is left out: it w
 class Drive:
     """A site along one trajectory: users and cars on their tracks. Sensors see it as their ``World``.
 
-    Cars stand where they are at the time of each trace; until the next one paths keep their Doppler shifts.
+    Cars stand where they are at the time of each trace; until the next one paths keep their Doppler shifts
+    and their directions.
     """
 
     def __init__(self, spec: DatasetSpec, site: Site, users: Track, cars: Track | None) -> None:
@@ -34,7 +36,7 @@ class Drive:
     def window(self, time_s: Array) -> tuple[torch.Tensor, Array, NDArray[np.bool_]]:
         """The spec's slots from each time on, with path gain and line of sight at its start.
 
-        Paths are traced anew every so many slots that no user has moved further than the site's
+        Paths are traced anew every so many slots that no user and no car has moved further than the site's
         ``retrace_distance_m``. time_s: float64 [n]. Returns the channel at full path loss, complex64
         [n, users, user_ant, bs_ant, slots, subcarriers], then float64 [n, users] and bool [n, users].
         """
@@ -138,9 +140,10 @@ class Drive:
 
 
 def slots_a_trace(spec: DatasetSpec) -> int:
-    """Slots that the fastest user needs for the site's ``retrace_distance_m``, at least one."""
+    """Slots that the fastest user or car needs for the site's ``retrace_distance_m``, at least one."""
     assert spec.site is not None  # a ray-traced spec has one
-    a_slot_m = spec.mobility.max_speed_m_per_s * spec.grid.slot_duration_s
+    of_cars = CAR_SPEEDS_M_PER_S[1] if spec.site.num_cars else 0.0
+    a_slot_m = max(spec.mobility.max_speed_m_per_s, of_cars) * spec.grid.slot_duration_s
     if a_slot_m * spec.grid.num_slots <= spec.site.retrace_distance_m:
         return spec.grid.num_slots
     return max(1, int(spec.site.retrace_distance_m / a_slot_m))
