@@ -177,7 +177,7 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
 
 
 def test_interrupt_checkpoints_and_stops(tmp_path: Path) -> None:
-    whole = net()
+    before, whole = signal.getsignal(signal.SIGINT), net()  # a shell's background job ignores it
     fit(whole, squared_error, TRAIN, VALIDATION, SPEC, tmp_path / "whole")
 
     def interrupt(progress: Progress) -> None:
@@ -188,7 +188,7 @@ def test_interrupt_checkpoints_and_stops(tmp_path: Path) -> None:
     summary = fit(model, squared_error, TRAIN, VALIDATION, SPEC, tmp_path / "run", interrupt)
     assert summary.stop_reason == "interrupted" and summary.num_steps == 7
     assert (tmp_path / "run" / CHECKPOINT_FOLDER / "step_00000007").is_dir()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     resumed = net()
     assert fit(resumed, squared_error, TRAIN, VALIDATION, SPEC, tmp_path / "run").stop_reason == "finished"
     assert same(resumed, whole)
