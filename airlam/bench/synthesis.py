@@ -256,7 +256,7 @@ def _stages(spec: DatasetSpec, batch: int, seconds: float) -> dict[str, float]:
 
     from airlam.datasets.fields import BATCH_BYTES
     from airlam.datasets.stochastic.raydraw import RayDraw
-    from airlam.datasets.stochastic.raysum import frequency_response
+    from airlam.datasets.stochastic.raysum import response_batches
     from airlam.datasets.stochastic.response import slot_times_s
     from airlam.datasets.stochastic.synthesis import draw_links
 
@@ -275,7 +275,10 @@ def _stages(spec: DatasetSpec, batch: int, seconds: float) -> dict[str, float]:
     channels = torch.zeros(2, held, pairs * slots, subcarriers, dtype=torch.complex64)
     timed: dict[str, tuple[Callable[[int], Any], int]] = {
         "draw (Sionna)": (lambda seed: draw_links(spec, seed, batch), batch),
-        "ray sum": (lambda seed: frequency_response(draw[:held], times_s, frequencies_hz), held),
+        "ray sum": (
+            lambda seed: list(map(len, response_batches(draw, times_s, frequencies_hz, held))),
+            batch,
+        ),
         "of which rays into paths": (lambda seed: torch.bmm(antennas, doppler), 1),
         "of which paths into subcarriers": (
             lambda seed: torch.bmm(gains.mT, delays, out=channels[0, :1]),
