@@ -168,24 +168,19 @@ def write_dataset(
             for start in range(0, expected, spec.shard_drops):
                 rows = slice(start, start + spec.shard_drops)
                 arrays = {k: v[rows] for k, v in batch_arrays(splits[split], spec).items()}
-                write_shard(file[split], spec, start // spec.shard_drops, iter([arrays]), seed=0)
+                _write_shard(file[split], spec, start // spec.shard_drops, arrays)
 
 
-def write_shard(
-    group: h5py.Group, spec: DatasetSpec, shard: int, blocks: Iterator[dict[str, NDArray[Any]]], seed: int
-) -> None:
-    """Writes one shard block by block, with its seed and checksum; DataError names a drop with NaN."""
-    digest = ShardDigest(spec)
+def _write_shard(group: h5py.Group, spec: DatasetSpec, shard: int, arrays: dict[str, NDArray[Any]]) -> None:
+    """Writes one shard with its checksum; no seed made it. DataError names a drop with NaN."""
     row = shard * spec.shard_drops
-    for arrays in blocks:
-        require_finite(arrays, group.name.strip("/"), row)
-        stop = row + len(arrays["h_freq"])
-        for name, values in arrays.items():
-            group[name][row:stop] = values
-        digest.update(arrays)
-        row = stop
+    require_finite(arrays, group.name.strip("/"), row)
+    for name, values in arrays.items():
+        group[name][row : row + len(values)] = values
+    digest = ShardDigest(spec)
+    digest.update(arrays)
     group["shard_sha256"][shard] = digest.hexdigest().encode()
-    group["shard_seed"][shard] = seed
+    group["shard_seed"][shard] = 0
 
 
 def require_finite(arrays: Mapping[str, NDArray[Any]], split: str, first: int) -> None:
