@@ -37,6 +37,7 @@ from airlam.tasks.channel_prediction import (
 )
 from airlam.tasks.comparison import compare, observe
 from airlam.tasks.runs import lam_for
+from airlam.tokens.path import NUM_EXACT, NUM_ITERATIONS
 
 SPEC = PredictionSpec(num_history=8, num_horizon=2, min_snr_db=5.0, max_snr_db=15.0)
 MODEL = ModelSpec(backbone="small", num_layers=1, num_paths=6)
@@ -179,13 +180,13 @@ def test_an_untrained_lam_predicts_what_path_eb_does(dataset: ChannelDataset, du
     lam = lam_for(MODEL, source.setting, seed=1).eval()
     seen = observe(source.read(np.arange(4)), source, 10.0, 0)
     mine = LamPredictor(tokenizer=lam.tokenizer, lam=lam).predict(seen.history, seen.noise_variance)
-    other = PathEb(source.setting, num_paths=6).predict(seen.history, seen.noise_variance)
+    other = PathEb(source.setting, 6, NUM_ITERATIONS, NUM_EXACT).predict(seen.history, seen.noise_variance)
     assert torch.linalg.vector_norm(mine - other) < 1e-4 * torch.linalg.vector_norm(other)
 
 
 def test_the_loss_is_the_error_of_the_channel_itself(links: DatasetLinks, tmp_path: Path) -> None:
     lam = lam_for(MODEL, links.setting, seed=1).eval()
-    torch.nn.init.normal_(lam.heads["channel_prediction"].spectrum.weight, std=0.05)  # type: ignore[union-attr, arg-type]
+    torch.nn.init.normal_(lam.heads["channel_prediction"].correction.weight, std=0.05)  # type: ignore[union-attr, arg-type]
     views = NoisyViews(source=links, spec=SPEC, num_samples=6, seed=3)
     samples = with_reference(lam, tokenise_views(lam.tokenizer, views, tmp_path, "", quiet))
     raw = views.batch(torch.arange(6))

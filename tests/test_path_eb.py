@@ -1,22 +1,17 @@
-"""Path-EB: closed forms against dense algebra, exactness on few paths, and the symmetries of the problem."""
+"""Path-EB: exactness on few paths, clusters with a spread, honest variances, and the problem's symmetries."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
 from airlam.errors import DataError
+from airlam.radio import paths
 from airlam.radio.channel import PredictionSetting
-from airlam.radio.paths import PathGrid, doppler_basis
+from airlam.radio.paths import PathGrid, PathWaves, doppler_basis
+from airlam.radio.prediction import path_posterior
 from airlam.radio.prediction.path_eb import PathEb
-from airlam.radio.prediction.path_residual import predict_residual
-from airlam.radio.prediction.path_spectra import (
-    covariance_cholesky,
-    dictionary_adjoint,
-    dictionary_apply,
-    likelihood_log_ratio,
-    path_information,
-)
 from airlam.specs import ArraySpec
 
 NUM_PATHS = 6
@@ -34,6 +29,14 @@ def setting(num_user_antennas: int = 1, fdd: bool = False, num_subcarriers: int 
         num_history=16,
         num_horizon=4,
         max_doppler_hz=226.0,
+    )
+
+
+def wide_setting() -> PredictionSetting:
+    """An array wide enough to see a cluster's spread."""
+    return dataclasses.replace(
+        setting(),
+        base_station=ArraySpec(num_rows=4, num_cols=8, polarization="dual", polarization_type="cross"),
     )
 
 
@@ -118,8 +121,10 @@ def test_extreme_noise_and_empty_links_stay_finite(variance: float) -> None:
     link = setting()
     history = few_paths(link, 3, 1, seed=12)[0]
     history[2] = 0
-    prediction = PathEb(link, NUM_PATHS).predict(history, torch.full((3,), variance))
-    assert torch.isfinite(torch.view_as_real(prediction)).all()
+    mean, spread = PathEb(link, NUM_PATHS).predict_with_variance(history, torch.full((3,), variance))
+    assert torch.isfinite(torch.view_as_real(mean)).all()
+    assert torch.isfinite(spread).all() and (spread >= 0).all()
+    assert (mean[2] == 0).all() or variance > 0
 
 
 def test_nan_is_named() -> None:
@@ -130,102 +135,151 @@ def test_nan_is_named() -> None:
         PathEb(link, NUM_PATHS).predict(history, torch.full((3,), 0.1))
 
 
-def random_problem(
-    num_paths: int = 11, snapshots: int = 2
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """factor, spectrum, observation and noise variance in double precision."""
-    generator = torch.Generator().manual_seed(13)
-    basis = doppler_basis(setting())
-    factor = torch.randn(2, num_paths, num_paths, dtype=torch.complex128, generator=generator).triu()
-    spectrum = torch.rand(2, num_paths, basis.num_doppler, generator=generator).double() + 0.1
-    shape = (2, snapshots, num_paths, basis.rank)
-    observation = torch.randn(shape, dtype=torch.complex128, generator=generator)
-    return factor, spectrum, observation, torch.rand(2, generator=generator).double() + 0.5
+def cluster_links(link: PredictionSetting, batch: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise-free history and future of two clusters of 20 rays, each ray with its own Doppler shift."""
+    generator = torch.Generator().manual_seed(seed)
+    grid = PathGrid.of(link)
+    num_clusters, num_rays = 2, 20
+    cycles = torch.tensor(
+        [
+            paths.DELAY_SPREAD_S * grid.subcarrier_spacing_hz,
+            paths.COLUMN_SPREAD_WAVELENGTHS * grid.antenna_spacing_wavelengths,
+            paths.ROW_SPREAD_WAVELENGTHS * grid.antenna_spacing_wavelengths,
+        ]
+    )
+    centre = torch.rand(batch, num_clusters, 1, 3, generator=generator)
+    centre[..., 0] = 0.1 + 0.4 * torch.arange(num_clusters).view(-1, 1)
+    offset = torch.randn(batch, num_clusters, num_rays, 3, generator=generator) * cycles
+    position = (centre + offset).flatten(1, 2)  # [batch, rays, 3]
+    top = link.max_doppler_cycles_per_slot
+    doppler = top * (2 * torch.rand(position.shape[:2], generator=generator) - 1)
+    slots = torch.arange(link.num_history + link.num_horizon)
+    waves = torch.exp(2j * math.pi * doppler.unsqueeze(-1) * slots)  # [batch, rays, slots]
+    gains = torch.randn(*position.shape[:2], 2, dtype=torch.complex64, generator=generator)
+    coefficients = (gains.unsqueeze(3) * waves.unsqueeze(2)).flatten(2)  # [batch, rays, snapshots * slots]
+    field = grid.history_atoms(position) @ coefficients * math.sqrt(grid.num_points / position.shape[1])
+    whole = grid.links(field.unflatten(2, (2, -1)))
+    return whole[:, : link.num_history], whole[:, link.num_history :]
 
 
-def dense_covariance(
-    factor: torch.Tensor, spectrum: torch.Tensor, noise: torch.Tensor
+def without_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("COLUMN_SPREAD_WAVELENGTHS", "ROW_SPREAD_WAVELENGTHS", "DELAY_SPREAD_S"):
+        monkeypatch.setattr(paths, name, getattr(paths, name) * 1e-4)
+
+
+def test_clusters_with_a_spread_are_predicted_better_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = wide_setting()
+    history, future = cluster_links(link, 24, seed=16)
+    noise, noisy = torch.full((24,), 1e-2), with_noise(history, 1e-2, 17)
+    wide = nmse(PathEb(link, NUM_PATHS).predict(noisy, noise), future).mean()
+    without_spread(monkeypatch)
+    narrow = nmse(PathEb(link, NUM_PATHS).predict(noisy, noise), future).mean()
+    assert wide < 0.7 * narrow
+
+
+def model_links(
+    link: PredictionSetting, batch: int, num_paths: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """C and the matrix A of one link, entry by entry as the formulas say."""
-    atoms = doppler_basis(setting()).atoms.to(torch.complex128)
-    dictionary = torch.cat(
-        [torch.kron(factor[:, [n]], atoms) for n in range(factor.shape[1])], dim=1
-    )  # [paths * rank, paths * doppler]
-    covariance = dictionary @ torch.diag(spectrum.flatten().to(dictionary.dtype)) @ dictionary.mH
-    return covariance + noise * torch.eye(len(covariance)), dictionary
+    """Noise-free history and future drawn from the model itself, paths apart in delay."""
+    generator = torch.Generator().manual_seed(seed)
+    grid, basis = PathGrid.of(link), doppler_basis(link)
+    position = torch.rand(batch, num_paths, 3, dtype=torch.float64, generator=generator)
+    position[..., 0] = 0.1 + 0.8 * torch.arange(num_paths) / num_paths
+    spectrum = torch.rand(batch, num_paths, 1, 1, basis.num_doppler, generator=generator).square()
+    shape = (batch, num_paths, 4, 2, basis.num_doppler)
+    draws = torch.randn(shape, dtype=torch.complex64, generator=generator)
+    weights = draws * (grid.spread[:, None, None] * spectrum).sqrt()
+    slots = torch.arange(link.num_history + link.num_horizon)
+    waves = torch.exp(2j * math.pi * slots[:, None] * basis.doppler_cycles_per_slot).to(weights)
+    coefficients = (weights @ waves.mT) * math.sqrt(grid.num_points / num_paths)
+
+    def channel(where: PathWaves) -> torch.Tensor:
+        return grid.links(where.synthesise(coefficients.flatten(3)).unflatten(2, (2, -1)))
+
+    history = channel(grid.history_waves(position))[:, : link.num_history]
+    return history, channel(grid.target_waves(position))[:, link.num_history :]
 
 
-def test_covariance_equals_its_dense_form() -> None:
-    factor, spectrum, _, noise = random_problem()
-    lower = covariance_cholesky(factor, spectrum, noise, doppler_basis(setting()))
-    for link in range(2):
-        dense, _ = dense_covariance(factor[link], spectrum[link], noise[link])
-        assert torch.allclose(lower[link] @ lower[link].mH, dense)
-
-
-def test_dictionary_and_its_adjoint_agree() -> None:
-    factor, _, observation, _ = random_problem()
-    basis = doppler_basis(setting())
-    weights = torch.randn(2, 2, 11, basis.num_doppler, dtype=torch.complex128)
-    left = (dictionary_apply(factor, weights, basis).conj() * observation).sum()
-    right = (weights.conj() * dictionary_adjoint(factor, observation, basis)).sum()
-    assert torch.allclose(left, right)
-
-
-def test_information_equals_the_dense_inverse() -> None:
-    factor, spectrum, observation, noise = random_problem()
-    rank = observation.shape[-1]
-    found = path_information(factor, spectrum, observation, noise, doppler_basis(setting()))
-    inverse = torch.linalg.inv(dense_covariance(factor[0], spectrum[0], noise[0])[0])
-    for path in (0, 4, 10):
-        column = torch.kron(factor[0][:, [path]], torch.eye(rank, dtype=factor.dtype))
-        assert torch.allclose(found.covariance[0, path], column.mH @ inverse @ column)
-        score = column.mH @ inverse @ observation[0].flatten(1).mT
-        assert torch.allclose(found.score[0, path], score)
-
-
-def test_update_climbs_the_marginal_likelihood() -> None:
-    factor, spectrum, observation, noise = random_problem()
-    basis = doppler_basis(setting())
-    spectrum.requires_grad_()
-    lower = covariance_cholesky(factor, spectrum, noise, basis)
-    columns = observation.flatten(2).mT  # [2, paths * rank, snapshots]
-    fit = (columns.conj() * torch.cholesky_solve(columns, lower)).real.sum()
-    log_determinant = 2 * lower.diagonal(dim1=-2, dim2=-1).real.log().sum()
-    (gradient,) = torch.autograd.grad(-fit - observation.shape[1] * log_determinant, spectrum)
-    with torch.no_grad():
-        ratio = likelihood_log_ratio(
-            factor.to(torch.complex64),
-            spectrum.float(),
-            observation.to(torch.complex64),
-            noise.float(),
-            basis,
-        )
-    clear = ratio.abs() > 1e-3
-    assert torch.equal((gradient > 0)[clear], (ratio > 0)[clear])
-
-
-def test_posterior_variance_lies_between_zero_and_the_prior() -> None:
+def test_the_mean_of_predict_with_variance_is_the_prediction() -> None:
     link = setting()
+    history, noise = with_noise(few_paths(link, 40, 3, seed=18)[0], 0.1, 19), torch.full((40,), 0.1)
+    mean, variance = PathEb(link, NUM_PATHS).predict_with_variance(history, noise)  # more links than a chunk
+    assert torch.equal(mean, PathEb(link, NUM_PATHS).predict(history, noise))
+    assert variance.shape == mean.shape and variance.dtype == torch.float32
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1.0])
+def test_variance_is_positive_and_grows_with_the_horizon(noise: float) -> None:
+    link = wide_setting()
+    history = with_noise(model_links(link, 8, 3, seed=20)[0], noise, 21)
+    _, variance = PathEb(link, NUM_PATHS).predict_with_variance(history, torch.full((8,), noise))
+    assert (variance > 0).all()
+    assert (variance.mean((2, 3, 4)).diff(dim=1) > 0).all()
+
+
+def test_variance_scales_with_the_channels_power() -> None:
+    link = setting()
+    history, noise = with_noise(few_paths(link, 4, 3, seed=22)[0], 0.1, 23), torch.full((4,), 0.1)
     predictor = PathEb(link, NUM_PATHS)
-    history = few_paths(link, 4, 3, seed=14)[0]
-    quiet = predictor.analyse(with_noise(history, 1e-3, 15), torch.full((4,), 1e-3))
-    variance = predictor.future_variance(quiet)
-    prior = quiet.spectrum.sum(-1, keepdim=True)
-    assert variance.shape == (4, NUM_PATHS, 4)
-    assert (variance >= 0).all() and (variance <= prior * 1.001).all()
-    assert variance.mean((0, 1)).diff().min() > 0  # further ahead, less certain
-    strongest = variance[:, 0, 0] / prior[:, 0, 0]
-    assert (strongest < 0.1).all()
+    plain = predictor.predict_with_variance(history, noise)[1]
+    loud = predictor.predict_with_variance(30 * history, 900 * noise)[1]
+    assert torch.allclose(loud, 900 * plain, rtol=1e-2)
 
 
-def test_residual_predicts_what_lies_in_one_bin() -> None:
-    basis, shape = doppler_basis(setting()), (8, 2, 2)
-    slots = torch.exp(2j * math.pi * 0.05 * torch.arange(20))
-    grid_wave = torch.exp(-2j * math.pi * torch.arange(8) * 3 / 8)[:, None] * torch.ones(4)
-    past = grid_wave.flatten()[:, None, None] * (basis.compression.mH @ slots[:16])[None, None]
-    future = grid_wave.flatten()[:, None, None] * slots[None, None, 16:]
-    prediction = predict_residual(past[None], torch.tensor([1e-4]), shape, basis)[0]
-    assert (prediction - future).norm() < 0.05 * future.norm()
-    silent = predict_residual(past[None], torch.tensor([1e4]), shape, basis)
-    assert silent.norm() < 0.2 * future.norm()  # under heavy noise it says nothing
+@pytest.mark.parametrize("noise", [1e-2, 0.3])
+@pytest.mark.parametrize("fdd", [False, True])
+def test_variance_is_calibrated_where_the_model_holds(noise: float, fdd: bool) -> None:
+    link = setting(fdd=fdd)
+    history, future = model_links(link, 32, 3, seed=24)
+    predictor = PathEb(link, 3)
+    mean, variance = predictor.predict_with_variance(with_noise(history, noise, 25), torch.full((32,), noise))
+    ratio = (mean - future).abs().square() / variance
+    assert 0.5 < ratio.mean() < 2
+
+
+@pytest.mark.parametrize("fdd", [False, True])
+def test_mean_and_variance_are_the_dense_posteriors(fdd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(path_posterior, "MODE_FLOOR", 1e-4)
+    monkeypatch.setattr(paths, "DELAY_SPREAD_S", 200e-9)  # enough to be seen on four subcarriers
+    link = setting(fdd=fdd, num_subcarriers=4)
+    history = with_noise(model_links(link, 2, 2, seed=26)[0], 0.2, 27)
+    predictor = PathEb(link, 2)
+    analysis = predictor.analyse(history, torch.full((2,), 0.2))
+    grid, basis = predictor.grid, predictor.basis
+    past, ahead = (w.to(torch.complex128) for w in (basis.atoms, basis.future_atoms))  # [rank | horizon, d]
+    snapshots = predictor.compress(history / analysis.scale.view(-1, 1, 1, 1, 1))
+    seen, sent = (
+        written_out(waves).to(torch.complex128)
+        for waves in (grid.history_waves(analysis.position), grid.target_waves(analysis.position))
+    )  # [batch, points, paths * 4]
+    mean, variance = predictor.mean(analysis), predictor.variance(analysis)
+    for one in range(2):
+        size = grid.num_points * basis.rank
+        covariance = analysis.noise_variance[one] * torch.eye(size, dtype=torch.complex128)
+        cross = torch.zeros(sent.shape[1] * link.num_horizon, size, dtype=torch.complex128)
+        prior = torch.zeros(sent.shape[1], dtype=torch.float64)
+        for index in range(8):
+            gamma = (analysis.spread[one].flatten()[index] * analysis.spectrum[one, index // 4]).double()
+            atom, target = seen[one][:, [index]], sent[one][:, [index]]
+            covariance += torch.kron(atom @ atom.mH, (gamma * past) @ past.mH)
+            cross += torch.kron(target @ atom.mH, (gamma * ahead) @ past.mH)
+            prior += target[:, 0].abs().square() * gamma.sum()
+        gain = torch.linalg.solve(covariance, cross.mH).mH
+        left = (prior.repeat_interleave(link.num_horizon) - (gain * cross.conj()).sum(1).real).float()
+        fields = gain @ snapshots[one].transpose(1, 2).flatten(0, 1).to(torch.complex128)
+
+        def as_links(value: torch.Tensor) -> torch.Tensor:
+            return grid.links(value.view(1, -1, link.num_horizon, value.shape[1]).transpose(2, 3))[0]
+
+        scale = analysis.scale[one]
+        expected = as_links(fields.to(torch.complex64)) * scale
+        assert (mean[one] - expected).norm() < 1e-3 * expected.norm()
+        expected_variance = as_links(left[:, None].expand(-1, 2)) * scale.square()
+        assert torch.allclose(variance[one], expected_variance, rtol=1e-3)
+
+
+def written_out(waves: PathWaves) -> torch.Tensor:
+    """All atoms as columns, as ``synthesise`` answers unit coefficients: [batch, points, paths * 4]."""
+    batch, num_paths = waves.subcarriers.shape[:2]
+    units = torch.eye(num_paths * 4, dtype=torch.complex64).view(1, num_paths, 4, -1)
+    return waves.synthesise(units.expand(batch, -1, -1, -1))

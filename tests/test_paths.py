@@ -1,4 +1,4 @@
-"""Axes, atoms and the greedy search: plane waves come back, wherever they lie."""
+"""Axes and atoms: plane waves, their derivatives, and the time basis."""
 
 import math
 
@@ -7,8 +7,14 @@ import torch
 
 from airlam.errors import SpecError
 from airlam.radio.channel import PredictionSetting
-from airlam.radio.path_search import extract_paths
-from airlam.radio.paths import PathGrid, doppler_basis
+from airlam.radio.paths import (
+    COLUMN_SPREAD_WAVELENGTHS,
+    DELAY_SPREAD_S,
+    ROW_SPREAD_WAVELENGTHS,
+    PathGrid,
+    PathWaves,
+    doppler_basis,
+)
 from airlam.specs import ArraySpec
 
 SPACING_HZ = 180e3
@@ -51,10 +57,44 @@ def test_doppler_basis_keeps_every_exponential_of_the_band(max_doppler_hz: float
     assert kept.min() > 1 - 1e-3
 
 
+def fdd_setting() -> PredictionSetting:
+    """History on 16 subcarriers, target on 16 others after a gap of eight."""
+    both = setting(num_subcarriers=40).history_frequencies_hz
+    return PredictionSetting(
+        base_station=ArraySpec(num_cols=4, num_rows=3),
+        num_user_antennas=1,
+        history_frequencies_hz=both[:16],
+        target_frequencies_hz=both[24:],
+        slot_duration_s=0.5e-3,
+        num_history=8,
+        num_horizon=2,
+        max_doppler_hz=100.0,
+    )
+
+
+def positions(batch: int, num_paths: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, num_paths, 3, dtype=torch.float64, generator=generator)
+
+
+def dense(waves: PathWaves) -> torch.Tensor:
+    """All atoms, written out from the three axes' waves: complex64 [batch, points, paths * 4]."""
+    orders = ((0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0))  # of subcarriers, columns, rows
+    atoms = [
+        torch.einsum(
+            "bnf,bnc,bnr->bnfcr", waves.subcarriers[:, :, f], waves.columns[:, :, c], waves.rows[:, :, r]
+        ).flatten(2)
+        for f, c, r in orders
+    ]  # each [batch, paths, points]
+    return torch.stack(atoms, dim=2).flatten(1, 2).mT
+
+
 def test_links_inverts_snapshots() -> None:
     grid = PathGrid.of(setting())
     links = torch.randn(2, 5, 3, 24, 24, dtype=torch.complex64)
-    assert torch.equal(grid.links(grid.snapshots(links)), links)
+    snapshots = grid.snapshots(links)
+    assert snapshots.shape == (2, grid.num_points, 6, 5)
+    assert torch.equal(grid.links(snapshots), links)
 
 
 def test_atoms_are_plane_waves_in_port_order() -> None:
@@ -67,24 +107,100 @@ def test_atoms_are_plane_waves_in_port_order() -> None:
     assert torch.allclose(atom.abs().square().sum(), torch.tensor(1.0), atol=1e-5)
 
 
+def test_points_and_ports_are_the_written_out_atoms() -> None:
+    waves = PathGrid.of(setting()).history_waves(positions(2, 3))
+    atoms = dense(waves).unflatten(2, (3, 4))  # [batch, points, paths, 4]
+    assert torch.allclose(waves.points(), atoms[..., 0], atol=1e-6)
+    first = atoms.unflatten(1, (24, 12))[:, 0, :, :, :3] * math.sqrt(24)  # [batch, ports, paths, 3]
+    assert torch.allclose(waves.ports, first.permute(0, 2, 3, 1), atol=1e-6)
+
+
 def test_target_atoms_continue_history_atoms_across_a_gap() -> None:
-    both = setting(num_subcarriers=40).history_frequencies_hz
-    fdd = PredictionSetting(
-        base_station=ArraySpec(num_cols=2, num_rows=2),
-        num_user_antennas=1,
-        history_frequencies_hz=both[:16],
-        target_frequencies_hz=both[24:],
-        slot_duration_s=0.5e-3,
-        num_history=8,
-        num_horizon=2,
-        max_doppler_hz=100.0,
-    )
-    position = torch.rand(1, 3, 3, generator=torch.Generator().manual_seed(0))
-    grid = PathGrid.of(fdd)
-    history = grid.history_atoms(position).view(1, 16, 4, 3)
-    target = grid.target_atoms(position).view(1, 16, 4, 3)
+    position = positions(1, 3)
+    grid = PathGrid.of(fdd_setting())
+    history = grid.history_atoms(position).view(1, 16, 12, 3)
+    target = grid.target_atoms(position).view(1, 16, 12, 3)
     step = torch.exp(-2j * math.pi * 24 * position[..., 0])
-    assert torch.allclose(target, history * step[:, None, None], atol=1e-4)
+    assert torch.allclose(target, (history * step[:, None, None]).to(target), atol=1e-6)
+
+
+@pytest.mark.parametrize(("cols", "rows"), [(4, 3), (1, 8), (8, 1), (1, 1)])
+def test_derivatives_are_orthonormal_to_their_point_and_absent_on_axes_of_one_step(
+    cols: int, rows: int
+) -> None:
+    waves = PathGrid.of(setting(cols=cols, rows=rows)).history_waves(positions(2, 3))
+    own = waves.gram().unflatten(1, (3, 4)).unflatten(3, (3, 4)).diagonal(dim1=1, dim2=3)
+    expected = torch.diag(torch.tensor([1.0, float(cols > 1), float(rows > 1), 1.0]))
+    assert torch.allclose(own, expected.unsqueeze(-1).expand_as(own).to(own), atol=1e-5)
+
+
+@pytest.mark.parametrize(("atom", "axis", "sign"), [(1, 1, 1), (2, 2, 1), (3, 0, -1)])
+@pytest.mark.parametrize("target", [False, True])
+def test_derivatives_are_finite_differences_of_the_point(
+    atom: int, axis: int, sign: int, target: bool
+) -> None:
+    """A wave that lies e further turns by 2j pi e times a step: the middle's turn and the derivative atom."""
+    grid = PathGrid.of(fdd_setting())
+    position, step = positions(2, 3), 1e-4
+    offset = step * torch.eye(3, dtype=torch.float64)[axis]
+
+    def atoms(where: torch.Tensor) -> torch.Tensor:
+        return dense(grid.target_waves(where) if target else grid.history_waves(where)).unflatten(2, (3, 4))
+
+    def point(where: torch.Tensor) -> torch.Tensor:
+        return atoms(where)[..., 0].to(torch.complex128)
+
+    slope = (point(position + offset) - point(position - offset)) / (2 * step)
+    middle, deviation = (grid.shape[axis] - 1) / 2, grid.step_deviations[axis]
+    derivative = slope / (sign * 2j * math.pi) - middle * point(position)
+    assert (derivative - deviation * atoms(position)[..., atom]).norm() < 1e-3 * derivative.norm()
+
+
+@pytest.mark.parametrize("target", [False, True])
+def test_gram_is_the_dense_product(target: bool) -> None:
+    grid = PathGrid.of(fdd_setting())
+    waves = (grid.target_waves if target else grid.history_waves)(positions(2, 5))
+    atoms = dense(waves)
+    assert torch.allclose(waves.gram(), atoms.mH @ atoms, atol=1e-4)
+
+
+@pytest.mark.parametrize("target", [False, True])
+def test_project_and_synthesise_are_adjoint_and_dense_products(target: bool) -> None:
+    grid = PathGrid.of(fdd_setting())
+    waves = (grid.target_waves if target else grid.history_waves)(positions(2, 5))
+    generator = torch.Generator().manual_seed(1)
+    field = torch.randn(2, 16 * 12, 6, dtype=torch.complex64, generator=generator)
+    coefficients = torch.randn(2, 5, 4, 6, dtype=torch.complex64, generator=generator)
+    seen, sent = waves.project(field), waves.synthesise(coefficients)
+    atoms = dense(waves)
+    assert torch.allclose(seen.flatten(1, 2), atoms.mH @ field, atol=1e-4)
+    assert torch.allclose(sent, atoms @ coefficients.flatten(1, 2), atol=1e-4)
+    assert torch.allclose((sent.conj() * field).sum(), (coefficients.conj() * seen).sum(), rtol=1e-4)
+
+
+def test_spread_is_the_power_of_small_offsets() -> None:
+    """Rays about a point put on each derivative atom, on average, what ``spread`` says."""
+    grid = PathGrid.of(setting(num_subcarriers=12))
+    wavelengths = (COLUMN_SPREAD_WAVELENGTHS, ROW_SPREAD_WAVELENGTHS)
+    cycles = torch.tensor([DELAY_SPREAD_S * SPACING_HZ, *(0.5 * w for w in wavelengths)])
+    offsets = torch.randn(1, 4000, 3, generator=torch.Generator().manual_seed(2)) * cycles
+    point = torch.tensor([[[0.3, 0.6, 0.2]]], dtype=torch.float64)
+    rays = grid.history_atoms(grid.moved(point, offsets))  # [1, points, rays]
+    power = grid.history_waves(point).project(rays)[0, 0].abs().square().mean(-1)  # [4]
+    assert torch.allclose(power / power[0], grid.spread, rtol=0.1)
+
+
+def test_spread_is_zero_on_axes_of_one_step_and_bounded_on_long_ones() -> None:
+    assert PathGrid.of(setting(cols=1, rows=1, num_subcarriers=24)).spread[1:3].tolist() == [0, 0]
+    assert PathGrid.of(setting(num_subcarriers=1)).spread[3] == 0
+    assert PathGrid.of(setting(cols=64)).spread[1:].max() < 1
+
+
+def test_moved_positions_stay_on_the_circle() -> None:
+    grid = PathGrid.of(setting())
+    position = torch.tensor([[[0.95, 0.05, 0.5]]])
+    moved = grid.moved(position, torch.tensor([0.1, -0.1, 0.0]))
+    assert torch.allclose(moved, torch.tensor([[[0.05, 0.95, 0.5]]], dtype=torch.float64), atol=1e-6)
 
 
 def test_uneven_subcarriers_are_refused() -> None:
@@ -100,59 +216,3 @@ def test_uneven_subcarriers_are_refused() -> None:
     )
     with pytest.raises(SpecError, match="evenly spaced"):
         PathGrid.of(uneven)
-
-
-def distance(found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Circular distance of every true path to the nearest found one, worst axis."""
-    gap = (found[:, :, None] - true[:, None]).abs()
-    return torch.minimum(gap, 1 - gap).amax(-1).amin(1)
-
-
-def field_of(position: torch.Tensor, grid: PathGrid, num_snapshots: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    shape = (position.shape[0], position.shape[1], num_snapshots)
-    weights = torch.randn(shape, dtype=torch.complex64, generator=generator)
-    return grid.history_atoms(position) @ weights
-
-
-@pytest.mark.parametrize(("cols", "rows"), [(4, 3), (1, 8), (8, 1), (1, 1), (8, 8)])
-def test_one_path_is_found_on_and_off_the_grid(cols: int, rows: int) -> None:
-    grid = PathGrid.of(setting(cols=cols, rows=rows))
-    position = torch.rand(16, 1, 3, generator=torch.Generator().manual_seed(1))
-    position[0] = torch.tensor([0.25, 0.5, 0.0])
-    alive = torch.tensor([1.0, float(cols > 1), float(rows > 1)])  # an axis of one element has no frequency
-    field = field_of(position * alive, grid, 4, seed=2)
-    paths = extract_paths(field, grid, 1)
-    assert distance(paths.position, position * alive).max() < 2e-3
-    residual = field - paths.basis @ (paths.basis.mH @ field)
-    assert residual.norm() < 0.01 * field.norm()
-
-
-def test_separate_paths_are_all_found_strongest_first() -> None:
-    grid = PathGrid.of(setting(cols=4, rows=4, num_subcarriers=32))
-    position = torch.tensor([[[0.1, 0.1, 0.2], [0.45, 0.6, 0.7], [0.8, 0.3, 0.95]]])
-    amplitudes = torch.tensor([1.0, 3.0, 2.0])
-    weights = amplitudes[:, None] * torch.eye(3)
-    field = (grid.history_atoms(position) @ weights.to(torch.complex64)).contiguous()
-    paths = extract_paths(field, grid, 3)
-    order = [1, 2, 0]
-    assert distance(paths.position[:, [0]], position[:, order[:1]]).max() < 1e-2
-    assert distance(paths.position, position).max() < 1e-2
-
-
-def test_factors_multiply_to_the_atoms() -> None:
-    grid = PathGrid.of(setting())
-    noise = torch.randn(3, grid.num_points, 6, dtype=torch.complex64)
-    paths = extract_paths(noise, grid, 8)
-    gram = paths.basis.mH @ paths.basis
-    assert paths.mask.all()
-    assert torch.allclose(gram, torch.eye(8, dtype=gram.dtype).expand_as(gram), atol=1e-5)
-    assert torch.allclose(paths.basis @ paths.factor, grid.history_atoms(paths.position), atol=1e-4)
-    assert torch.equal(paths.factor, paths.factor.triu())
-
-
-def test_atoms_inside_the_span_are_dropped() -> None:
-    grid = PathGrid.of(setting(cols=1, rows=1, num_subcarriers=3))
-    paths = extract_paths(torch.randn(4, 3, 5, dtype=torch.complex64), grid, 9)
-    assert paths.position.shape == (4, 3, 3)  # no more atoms than points
-    assert torch.equal(paths.mask, paths.basis.abs().sum(1) > 0)

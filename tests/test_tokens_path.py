@@ -1,5 +1,6 @@
-"""Path tokens: an exact inverse, blindness to phase, and a compact target that loses nothing."""
+"""Path tokens: an exact inverse, the same features everywhere, and a compact target that loses nothing."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,8 +9,19 @@ import torch
 from airlam.errors import DataError
 from airlam.model.path_head import PathHead
 from airlam.radio.channel import PredictionSetting
+from airlam.radio.paths import NUM_ATOMS, doppler_basis
 from airlam.specs import ArraySpec
-from airlam.tokens.path import PathTokenizer
+from airlam.tokens.path import (
+    KNOTS_PER_CYCLE,
+    MAX_CYCLES,
+    NUM_FEATURES,
+    NUM_KNOTS,
+    NUM_SETTING_FEATURES,
+    PathTokenizer,
+    from_knots,
+    setting_features,
+    to_knots,
+)
 
 NUM_PATHS = 5
 BATCH = 4
@@ -57,14 +69,78 @@ def test_without_the_residual_there_is_no_inverse() -> None:
         tokenizer.reconstruct_history(tokenizer.tokenise(history, noise))
 
 
-def test_shapes_are_as_promised() -> None:
-    history, noise, _ = links(setting())
-    tokenizer = PathTokenizer(setting(), NUM_PATHS)
+def knots() -> torch.Tensor:
+    """The knots' Doppler shifts, cycles per history window."""
+    return torch.arange(NUM_KNOTS) / KNOTS_PER_CYCLE - MAX_CYCLES
+
+
+SETTINGS = {
+    "plain": setting(),
+    "fdd": setting(fdd=True),
+    "one column": setting(cols=1, num_user_antennas=1),
+    "long and fast": dataclasses.replace(setting(), num_history=18, num_horizon=6, max_doppler_hz=1000.0),
+    "beyond the knots": dataclasses.replace(setting(), num_history=24, max_doppler_hz=1000.0),
+    "short and static": dataclasses.replace(setting(), num_history=5, num_horizon=1, max_doppler_hz=0.0),
+    "single antenna": dataclasses.replace(setting(num_user_antennas=1), base_station=ArraySpec()),
+    "one subcarrier": dataclasses.replace(
+        setting(), history_frequencies_hz=(0.0,), target_frequencies_hz=(0.0,)
+    ),
+}
+
+
+@pytest.mark.parametrize("link", SETTINGS.values(), ids=SETTINGS.keys())
+def test_every_setting_has_the_same_features(link: PredictionSetting) -> None:
+    history, noise, _ = links(link)
+    tokenizer = PathTokenizer(link, NUM_PATHS)
     tokens = tokenizer.tokenise(history, noise)
-    assert tokens.features.shape == (BATCH, NUM_PATHS, tokenizer.num_features)
+    num_paths = min(NUM_PATHS, tokenizer.predictor.grid.num_points)
+    assert tokenizer.num_features == NUM_FEATURES
+    assert tokens.features.shape == (BATCH, num_paths, NUM_FEATURES)
     assert tokens.features.dtype == torch.float32 and torch.isfinite(tokens.features).all()
-    assert tokens.mask.shape == (BATCH, NUM_PATHS)
+    assert tokens.features.abs().max() < 10
+    assert tokens.mask.shape == (BATCH, num_paths)
     assert all(len(value) == BATCH for value in tokens.context.values())
+
+
+def test_settings_can_be_told_apart() -> None:
+    features = torch.stack([setting_features(link) for link in SETTINGS.values()])
+    assert features.shape == (len(SETTINGS), NUM_SETTING_FEATURES)
+    assert torch.isfinite(features).all() and features.abs().max() < 4
+    assert torch.pdist(features).min() > 0.1
+
+
+@pytest.mark.parametrize("link", SETTINGS.values(), ids=SETTINGS.keys())
+def test_smooth_spectra_survive_the_knots(link: PredictionSetting) -> None:
+    basis = doppler_basis(link)
+    there, back = to_knots(basis), from_knots(basis)
+    assert there.shape == (NUM_KNOTS, basis.num_doppler) and back.shape == (basis.num_doppler, NUM_KNOTS)
+    cycles = (link.num_history * basis.doppler_cycles_per_slot).float()  # [doppler]
+    between = cycles.abs() <= knots()[there.sum(1) > 0].max()  # beyond the band's last knot it fades
+    assert between.any()
+    smooth = 1 + torch.cos(0.8 * cycles) + 0.3 * cycles
+    assert (back @ (there @ smooth) - smooth)[between].abs().max() < 0.06
+
+
+@pytest.mark.parametrize("link", SETTINGS.values(), ids=SETTINGS.keys())
+def test_knots_beyond_the_band_are_zero(link: PredictionSetting) -> None:
+    basis = doppler_basis(link)
+    cycles = link.num_history * basis.doppler_cycles_per_slot
+    step, top = float(cycles[1] - cycles[0]), float(cycles[-1])
+    weight = to_knots(basis).sum(1)  # [knots]
+    outside = knots().abs() > top + 0.51 * step
+    assert (weight[outside] == 0).all()
+    assert torch.allclose(weight[knots().abs() < top + 0.49 * step], torch.tensor(1.0), atol=1e-5)
+    assert torch.allclose(from_knots(basis).sum(1), torch.tensor(1.0), atol=1e-5)  # knots reach all the band
+
+
+def test_a_line_is_read_at_its_doppler_shift() -> None:
+    """Both maps are linear in between: a straight line in Doppler is the same line on the knots."""
+    basis = doppler_basis(setting())
+    cycles = 12 * basis.doppler_cycles_per_slot
+    inside = knots().abs() <= float(cycles[-1])
+    line = to_knots(basis) @ cycles.float()
+    assert inside.sum() > 5 and torch.allclose(line[inside], knots()[inside], atol=1e-5)
+    assert torch.allclose(from_knots(basis) @ knots(), cycles.float(), atol=1e-5)
 
 
 def test_features_do_not_see_phase_or_scale() -> None:
@@ -102,7 +178,7 @@ def test_the_compact_error_equals_the_full_one(fdd: bool) -> None:
     tokenizer = PathTokenizer(link, NUM_PATHS)
     tokens = tokenizer.tokenise(3 * history, 9 * noise)
     head = PathHead(link, 8)
-    shape = (BATCH, 4, NUM_PATHS, 3)
+    shape = (BATCH, NUM_PATHS, NUM_ATOMS, 4, 3)
     coefficients = torch.randn(shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
     output = {"coefficients": coefficients}
     full = (head.channel(output, tokens.context) - 3 * future).abs().square().sum((1, 2, 3, 4))
@@ -113,7 +189,7 @@ def test_the_compact_error_equals_the_full_one(fdd: bool) -> None:
 
 def test_training_tokens_are_small() -> None:
     history, noise, future = links(setting())
-    tokenizer = PathTokenizer(setting(), NUM_PATHS)
+    tokenizer = PathTokenizer(setting(), NUM_PATHS, keep_residual=True)
     tokens = tokenizer.tokenise(history, noise)
     with_target = tokenizer.with_target(tokens, future)
     full_bytes = history[0].numel() * history.element_size()
@@ -121,7 +197,7 @@ def test_training_tokens_are_small() -> None:
     def sample_bytes(context: dict[str, torch.Tensor]) -> int:
         return sum(value[0].numel() * value.element_size() for value in context.values())
 
-    assert sample_bytes(with_target.context) < full_bytes / 10 < sample_bytes(tokens.context)
+    assert sample_bytes(with_target.context) < full_bytes / 8 < sample_bytes(tokens.context)
 
 
 def test_selected_links_equal_the_links_alone() -> None:

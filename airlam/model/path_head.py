@@ -1,79 +1,90 @@
-r"""The prediction head of path tokens: corrections to Path-EB, put through its closed-form LMMSE layer.
+r"""The prediction head of path tokens: corrections to Path-EB, put through its closed-form posterior.
 
 Heads start at zero, so that a fresh head predicts exactly what Path-EB does. For each path the network
-corrects the log spectrum and maps the posterior coefficients of the history to a correction of the future;
-for each link it scales the noise variance that the filter assumes.
+corrects the log Doppler spectrum and the spread in delay and angle; for each link it scales the noise
+variance that the posterior assumes. Its parameters have the same shapes in every setting.
 """
 
 import typing
 from collections.abc import Callable
 
 import torch
-from einops import rearrange
 from torch import nn
 
 from airlam.model.base import Context
 from airlam.radio.channel import PredictionSetting
-from airlam.radio.paths import DopplerBasis, PathGrid, doppler_basis
-from airlam.radio.prediction.path_eb import synthesise
-from airlam.radio.prediction.path_spectra import (
-    covariance_cholesky,
-    dictionary_adjoint,
-    dictionary_apply,
-    solve_covariance,
-)
+from airlam.radio.paths import NUM_ATOMS, DopplerBasis, PathGrid, doppler_basis
+from airlam.radio.prediction.path_eb import future_coefficients, synthesise
+from airlam.radio.prediction.path_posterior import PathModes, links_of_like_noise
+from airlam.tokens.path import NUM_KNOTS, from_knots
 
-SPECTRUM_SCALE = 0.5  # of the log-spectrum head's output
-CORRECTION_SCALE = 0.1  # of the coefficient head's
+SPECTRUM_SCALE = 0.5  # of the head's output
+NUM_SPREADS = NUM_ATOMS - 1
 
 
-class _LmmseWeights(torch.autograd.Function):
-    """q = A^H C^-1 y with one Cholesky; the gradient takes one more solve.
+class _PosteriorWeights(torch.autograd.Function):
+    """q = A^H C^-1 y within the modes; the gradient takes one more solve with the same Cholesky factor.
 
-    With g = A dL/dq and lambda = C^-1 g: dL/dgamma = -Re(conj(A^H lambda) q) and dL/ds2 = -Re(lambda^H z),
-    z = C^-1 y. The observation and the factor are data and get no gradient.
+    C = sum rho_na gamma_nd (A_na D_d)(A_na D_d)^H + s2 I. With g = dL/dq and q' = A^H C^-1 A g:
+    dL/d(rho_na gamma_nd) = -Re sum_s conj(D_d^H q'_nas) D_d^H q_nas, and dL/ds2 = -Re <g, A^H C^-2 y>. The
+    measurement and the atoms are data and get no gradient.
     """
 
     @staticmethod
     def forward(
         ctx: typing.Any,
         spectrum: torch.Tensor,
+        spread: torch.Tensor,
         noise_variance: torch.Tensor,
-        observation: torch.Tensor,
-        factor: torch.Tensor,
+        projected: torch.Tensor,
+        gram: torch.Tensor,
         basis: DopplerBasis,
     ) -> torch.Tensor:
-        lower = covariance_cholesky(factor, spectrum, noise_variance, basis)
-        solved = solve_covariance(lower, observation)
-        weights = dictionary_adjoint(factor, solved, basis)
-        ctx.save_for_backward(lower, solved, weights, factor)
-        ctx.basis = basis
+        weights = torch.empty_like(projected)
+        ctx.modes, ctx.basis = [], basis
+        for links in links_of_like_noise(noise_variance):
+            modes = PathModes.of(gram[links], spectrum[links], spread[links], noise_variance[links], basis)
+            weights[links] = modes.weights(modes.solve(projected[links]))
+            ctx.modes.append((links, modes))
+        ctx.save_for_backward(spectrum, spread, gram, weights)
         return weights
 
     @staticmethod
     def backward(ctx: typing.Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        lower, solved, weights, factor = ctx.saved_tensors
-        adjoint = solve_covariance(lower, dictionary_apply(factor, gradients[0], ctx.basis))
-        projected = dictionary_adjoint(factor, adjoint, ctx.basis)
-        spectrum_gradient = -(projected.conj() * weights).real.sum(1)  # [batch, paths, doppler]
-        noise_gradient = -(adjoint.conj() * solved).real.sum((1, 2, 3))  # [batch]
-        return spectrum_gradient, noise_gradient, None, None, None
+        spectrum, spread, gram, weights = ctx.saved_tensors
+        gradient = gradients[0]
+        seen = (gram @ gradient.flatten(3).flatten(1, 2)).view_as(gradient)
+        both = torch.cat([seen, weights], dim=3)  # [batch, paths, 4, 2 * snapshots, rank]
+        solved = torch.empty_like(both)
+        for links, modes in ctx.modes:
+            solved[links] = modes.weights(modes.solve(both[links]))
+        adjoint, twice = solved.chunk(2, dim=3)
+        atoms = ctx.basis.atoms.to(weights).conj()
+        prior = -((adjoint @ atoms).conj() * (weights @ atoms)).real.sum(3)  # [batch, paths, 4, doppler]
+        return (
+            (spread.unsqueeze(-1) * prior).sum(2),
+            (spectrum.unsqueeze(2) * prior).sum(3),
+            -(gradient.conj() * twice).real.sum((1, 2, 3, 4)),
+            None,
+            None,
+            None,
+        )
 
 
-def lmmse_weights(
+def posterior_weights(
     spectrum: torch.Tensor,
+    spread: torch.Tensor,
     noise_variance: torch.Tensor,
-    observation: torch.Tensor,
-    factor: torch.Tensor,
+    projected: torch.Tensor,
+    gram: torch.Tensor,
     basis: DopplerBasis,
 ) -> torch.Tensor:
-    """A^H C^-1 y, differentiable in spectrum and noise: complex [batch, snapshots, paths, doppler].
+    """A^H C^-1 y, differentiable in the first three: complex [batch, paths, 4, snapshots, rank].
 
-    spectrum: real [batch, paths, doppler]; noise_variance: real [batch]; observation: complex
-    [batch, snapshots, paths, rank]; factor: complex [batch, paths, paths]. Either precision.
+    Shapes as in ``PathModes.of`` and ``PathModes.solve``; either precision.
     """
-    apply = typing.cast(Callable[..., torch.Tensor], _LmmseWeights.apply)
-    return apply(spectrum, noise_variance, observation, factor, basis)
+    apply = typing.cast(Callable[..., torch.Tensor], _PosteriorWeights.apply)
+    return apply(spectrum, spread, noise_variance, projected, gram, basis)
 
 
 class PathHead(nn.Module):
@@ -82,29 +93,34 @@ class PathHead(nn.Module):
     compression: torch.Tensor
     atoms: torch.Tensor
     future_atoms: torch.Tensor
+    interpolation: torch.Tensor
 
     def __init__(self, setting: PredictionSetting, width: int) -> None:
         super().__init__()
         basis = doppler_basis(setting)
+        self._doppler = basis.doppler_cycles_per_slot
         self.grid = PathGrid.of(setting)
-        self.horizon = setting.num_horizon
         for name in ("compression", "atoms", "future_atoms"):  # constants, which follow the module's device
             self.register_buffer(name, getattr(basis, name), persistent=False)
-        self.spectrum = nn.Linear(width, basis.num_doppler + 1)
-        self.correction = nn.Linear(width, setting.num_horizon * basis.rank * 2)
-        for layer in (self.spectrum, self.correction):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.register_buffer("interpolation", from_knots(basis), persistent=False)
+        self.correction = nn.Linear(width, NUM_KNOTS + NUM_SPREADS + 1)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)
 
     @property
     def basis(self) -> DopplerBasis:
         """The setting's Doppler basis on the module's device."""
-        return DopplerBasis(compression=self.compression, atoms=self.atoms, future_atoms=self.future_atoms)
+        return DopplerBasis(
+            compression=self.compression,
+            atoms=self.atoms,
+            future_atoms=self.future_atoms,
+            doppler_cycles_per_slot=self._doppler,
+        )
 
     def forward(self, hidden: torch.Tensor, context: Context) -> Context:
         """Posterior path coefficients at the horizon.
 
-        hidden: float [batch, paths, width]. Returns ``coefficients``, complex64 [batch, snapshots, paths,
+        hidden: float [batch, paths, width]. Returns ``coefficients``, complex64 [batch, paths, 4, snapshots,
         horizon], relative to the context's scale.
         """
         with torch.autocast(hidden.device.type, enabled=False):  # the solve needs single precision
@@ -112,36 +128,27 @@ class PathHead(nn.Module):
 
     def _coefficients(self, hidden: torch.Tensor, context: Context) -> torch.Tensor:
         mask = context["path_mask"]
-        raw = self.spectrum(hidden) * SPECTRUM_SCALE  # [batch, paths, doppler + 1]
-        log_spectrum = context["log_spectrum"] + raw[..., :-1].clamp(-8, 6)
+        raw = self.correction(hidden) * SPECTRUM_SCALE  # [batch, paths, knots + 4]
+        knots, spread, votes = raw.split([NUM_KNOTS, NUM_SPREADS, 1], dim=-1)
+        log_spectrum = context["log_spectrum"] + (knots @ self.interpolation.mT).clamp(-8, 6)
         spectrum = log_spectrum.exp() * mask.unsqueeze(-1)  # [batch, paths, doppler]
-        votes = (raw[..., -1] * mask).sum(1) / mask.sum(1).clamp_min(1)  # [batch]
-        noise_variance = context["noise_variance"] * votes.clamp(-3, 3).exp()
-        weights = lmmse_weights(
-            spectrum, noise_variance, context["observation"], context["factor"], self.basis
-        )
-        posterior = spectrum.unsqueeze(1) * weights  # [batch, snapshots, paths, doppler]
-        future = posterior @ self.future_atoms.mT  # [batch, snapshots, paths, horizon]
-        past = posterior @ self.atoms.mT  # [batch, snapshots, paths, rank]
-        matrix = rearrange(self.correction(hidden), "b n (h r c) -> b n h r c", h=self.horizon, c=2)
-        matrix = matrix * mask[..., None, None, None] * CORRECTION_SCALE
-        correction = torch.view_as_complex(matrix).unsqueeze(1) @ past.unsqueeze(-1)
-        coefficients: torch.Tensor = future + correction.squeeze(-1)  # [batch, snapshots, paths, horizon]
-        return coefficients
+        ones = torch.ones_like(votes)
+        spread = context["spread"] * torch.cat([ones, spread.clamp(-3, 3).exp()], dim=-1)
+        vote = (votes[..., 0] * mask).sum(1) / mask.sum(1).clamp_min(1)  # [batch]
+        noise_variance = context["noise_variance"] * vote.clamp(-3, 3).exp()
+        gram = self.grid.history_waves(context["position"]).gram()
+        weights = posterior_weights(spectrum, spread, noise_variance, context["projected"], gram, self.basis)
+        return future_coefficients(weights, spectrum, spread, self.atoms, self.future_atoms)
 
     def channel(self, output: Context, context: Context) -> torch.Tensor:
         """The predicted future from the context of ``tokenise``; shapes as in ``PredictionHead.channel``."""
-        return synthesise(
-            output["coefficients"],
-            context["position"],
-            context["residual_future"],
-            context["scale"],
-            self.grid,
-        )
+        return synthesise(output["coefficients"], context["position"], context["scale"], self.grid)
 
     def squared_error(self, output: Context, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
         """Error and target energy of each link, float32 [batch], from the context of ``with_target``."""
-        fitted = context["target_factor"].unsqueeze(1) @ output["coefficients"]
-        inside = torch.view_as_real(context["target"] - fitted).square().sum((1, 2, 3, 4))  # [batch]
-        power = context["scale"].square()
-        return (inside + context["target_outside"]) * power, context["target_energy"] * power
+        gram = self.grid.target_waves(context["position"]).gram().to(torch.complex128)
+        fitted = output["coefficients"].flatten(3).flatten(1, 2).to(torch.complex128)
+        target = context["target"].flatten(3).flatten(1, 2)  # [batch, paths * 4, snapshots * horizon]
+        added = ((gram @ fitted - 2 * target) * fitted.conj()).real.sum((1, 2))  # [batch]
+        power, energy = context["scale"].square(), context["target_energy"]
+        return (energy + added).clamp_min(0).float() * power, energy * power

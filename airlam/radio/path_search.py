@@ -4,64 +4,281 @@ import math
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 
-from airlam.radio.paths import PathGrid
+from airlam.radio.paths import AXIS_SIGNS, NUM_ATOMS, PathGrid, PathWaves
 
 OVERSAMPLING = 1.5  # of the search grid, per axis; the polish covers the rest, and a finer grid gains nothing
 SEARCH_SNAPSHOTS = 6  # principal snapshots that carry the search; all of them change the NMSE by under 1 %
-POLISH_STEPS = 3
-MIN_NOVELTY = 0.05  # an atom with less of its norm outside the span of the earlier ones is dropped
+NUM_EXCHANGES = 2
+FITS_PER_ROUND = 2
+CROWDED_CELLS = 0.2  # closer to a stronger path than this, a path is exchanged
+UPDATE_POWER = 0.75  # of the ratio in the power's update; 1 is unsteady at 30 dB
+MIN_POWER, MIN_PICKED_POWER = 1e-3, 0.1  # of a path's coefficient, over the noise's
+JITTER = 3e-6  # of the diagonal, against float32's rounding
+ROUNDING = 1e-6  # of an inverse with a diagonal of at most 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExtractedPaths:
-    """What the greedy search found, strongest first.
+class FoundPaths:
+    """Where the paths of some links lie, strongest first.
 
     position: float32 [batch, num_paths, 3], (delay, horizontal, vertical) in cycles per step, in [0, 1).
-    mask: bool [batch, num_paths], false where an atom repeats the earlier ones and was dropped.
-    basis: complex64 [batch, points, num_paths], orthonormal columns Q (zero where dropped).
-    factor: complex64 [batch, num_paths, num_paths], R = Q^H A, upper triangular.
+    mask: bool [batch, num_paths], false for paths that do not make the link likelier: none was left to find.
     """
 
     position: torch.Tensor
     mask: torch.Tensor
-    basis: torch.Tensor
-    factor: torch.Tensor
 
 
-def extract_paths(snapshots: torch.Tensor, grid: PathGrid, num_paths: int) -> ExtractedPaths:
-    r"""Greedy path search: simultaneous orthogonal matching pursuit with an off-grid polish.
+def find_paths(
+    snapshots: torch.Tensor, grid: PathGrid, num_paths: int, noise_variance: torch.Tensor
+) -> FoundPaths:
+    r"""Finds paths in rounds: pick peaks of the residual, fit all paths, exchange the least worth.
 
-    Each round picks the peak of sum_k |a(theta)^H r_k|^2 on a grid, moves it off the grid by Newton steps,
-    and projects its atom out of the residuals r_k (Tropp, Gilbert, Strauss, Algorithms for simultaneous
-    sparse approximation, 2006; the polish after Mamandipoor et al., Newtonized orthogonal matching pursuit,
-    2016). The grid correlation is updated by one atom's response rather than computed anew.
+    A path's coefficients are Gaussian with covariance p_n diag(spread), over the point and its derivatives
+    (``PathGrid.spread``), alike in every snapshot; the noise is white. Peaks are those of sum_k |a^H r_k|^2
+    on a grid, found one after another as in matching pursuit (Mallat, Zhang, 1993). A fit moves every path
+    to where its derivative coefficients say that it lies and scales its power towards a larger marginal
+    likelihood (the fixed point of Tipping, Sparse Bayesian learning, 2001), so that r is what the spread of
+    the paths leaves open, too: no path is spent on the flanks of another. What a path is worth is what the
+    log likelihood would lose without it. The rounds are a reconstruction, chosen on training drops.
 
     snapshots: complex64 [batch, points, num_snapshots], points ordered (subcarrier, column, row).
+    noise_variance: float32 [batch], of one entry of the snapshots.
     """
-    residual = _principal(snapshots)  # [batch, k, points]
-    batch, _, points = residual.shape
-    num_paths = min(num_paths, points)
-    axes = _SearchAxes.of(grid, residual.device)
-    correlation = _grid_response(residual, grid)  # [batch, k, grid points]
-    basis = residual.new_zeros(batch, num_paths, points)
-    frequencies, masks = [], []
-    for index in range(num_paths):
-        frequency = _polish(_peak(correlation, axes), residual, axes)  # [batch, 3]
-        direction, novel = _orthogonalise(axes.atom(frequency), basis[:, :index])
-        weight = residual @ direction.mH  # [batch, k, 1]
-        residual.addcmul_(weight, direction, value=-1)
-        correlation.addcmul_(weight, _grid_response(direction, grid), value=-1)
-        basis[:, index : index + 1] = direction
-        frequencies.append(frequency)
-        masks.append(novel)
-    position = (torch.stack(frequencies, dim=1) * axes.signs).remainder(1.0)  # [batch, num_paths, 3]
-    return ExtractedPaths(
-        position=position,
-        mask=torch.stack(masks, dim=1),  # [batch, num_paths]
-        basis=basis.mT,  # [batch, points, num_paths]
-        factor=(basis.conj() @ grid.history_atoms(position)).triu(),  # [batch, num_paths, num_paths]
+    field = _whitened(_strongest(snapshots), noise_variance)  # [batch, points, k]
+    search, paths, residual = _SearchGrid.of(grid, field.device), _Paths.none(len(field), field.device), field
+    rank = paths.power
+    for num_kept, num_new in _rounds(min(num_paths, grid.num_points)):
+        kept = rank.topk(num_kept, dim=1).indices  # [batch, num_kept]
+        paths = paths.chosen(kept)
+        if num_kept:
+            residual = field - _Fit.of(field, paths, grid).field()
+        paths = paths.joined(search.peaks(residual, num_new))
+        for _ in range(FITS_PER_ROUND):
+            fit = _Fit.of(field, paths, grid)
+            paths = fit.improved()
+        worth = fit.worth()
+        rank = worth.masked_fill(fit.paths.crowded(grid), -torch.inf)
+    order = torch.where(worth > 0, paths.power, -1).argsort(dim=1, descending=True, stable=True)
+    return FoundPaths(
+        position=paths.chosen(order).position.float().remainder(1.0),  # rounding may reach 1
+        mask=(worth > 0).gather(1, order),
     )
+
+
+def _rounds(num_paths: int) -> list[tuple[int, int]]:
+    """Paths kept and picked in each round: half, the other half, then a third exchanged, more than once."""
+    first, third = (num_paths + 1) // 2, num_paths // 3
+    rounds = [(0, first), (first, num_paths - first), *[(num_paths - third, third)] * NUM_EXCHANGES]
+    return [(kept, new) for kept, new in rounds if new]
+
+
+def _whitened(fields: torch.Tensor, noise_variance: torch.Tensor) -> torch.Tensor:
+    """Fields over the noise's deviation, the noise at least 1e-7 of the power: [batch, points, k]."""
+    power = torch.view_as_real(fields).square().mean((1, 2, 3))  # [batch]
+    deviation = torch.maximum(noise_variance, 1e-7 * power).clamp_min(torch.finfo(power.dtype).tiny).sqrt()
+    return (fields / deviation.view(-1, 1, 1)).mT.contiguous()  # [batch, points, k]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Paths:
+    """position: float64 [batch, paths, 3]; power: float32 [batch, paths], of the noise's."""
+
+    position: torch.Tensor
+    power: torch.Tensor
+
+    @staticmethod
+    def none(batch: int, device: torch.device) -> "_Paths":
+        position = torch.zeros(batch, 0, 3, dtype=torch.float64, device=device)
+        return _Paths(position=position, power=torch.zeros(batch, 0, device=device))
+
+    @property
+    def count(self) -> int:
+        return self.power.shape[1]
+
+    def chosen(self, index: torch.Tensor) -> "_Paths":
+        """The paths of these indices, int64 [batch, chosen]."""
+        position = self.position.gather(1, index.unsqueeze(2).expand(-1, -1, 3))  # [batch, chosen, 3]
+        return _Paths(position=position, power=self.power.gather(1, index))
+
+    def crowded(self, grid: PathGrid) -> torch.Tensor:
+        """Whether a stronger path lies so near that the two mostly cancel: bool [batch, paths]."""
+        gap = (self.position.unsqueeze(2) - self.position.unsqueeze(1)).abs()  # [batch, paths, paths, 3]
+        cells = torch.minimum(gap, 1 - gap) * gap.new_tensor(grid.shape)
+        near = cells.square().sum(3) < CROWDED_CELLS**2
+        return (near & (self.power.unsqueeze(1) > self.power.unsqueeze(2))).any(2)
+
+    def joined(self, other: "_Paths") -> "_Paths":
+        return _Paths(
+            position=torch.cat([self.position, other.position], dim=1),
+            power=torch.cat([self.power, other.power], dim=1),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fit:
+    """The posterior of the paths' coefficients, x = D z with D = sqrt(prior power).
+
+    deviation: float32 [batch, paths * 4], the diagonal of D. lower: complex64 [batch, paths * 4, paths * 4],
+    Cholesky factor of the inverse covariance of z, I + D A^H A D; diagonal: float32 [batch, paths * 4], its
+    diagonal. white: complex64 [batch, paths * 4, k], the mean of z.
+    """
+
+    paths: _Paths
+    grid: PathGrid
+    waves: PathWaves
+    deviation: torch.Tensor
+    lower: torch.Tensor
+    diagonal: torch.Tensor
+    white: torch.Tensor
+
+    @staticmethod
+    def of(field: torch.Tensor, paths: _Paths, grid: PathGrid) -> "_Fit":
+        waves = grid.history_waves(paths.position)
+        spread = grid.spread.to(field.device)
+        deviation = (paths.power.unsqueeze(2) * spread).sqrt().flatten(1)  # [batch, paths * 4]
+        information = waves.gram() * (deviation.unsqueeze(1) * deviation.unsqueeze(2))
+        diagonal = information.diagonal(dim1=1, dim2=2)
+        diagonal.add_(1 + JITTER * diagonal.real)
+        lower = torch.linalg.cholesky(information)
+        seen = waves.project(field).flatten(1, 2) * deviation.unsqueeze(2)  # [batch, paths * 4, k]
+        return _Fit(
+            paths=paths,
+            grid=grid,
+            waves=waves,
+            deviation=deviation,
+            lower=lower,
+            diagonal=diagonal.real,
+            white=torch.cholesky_solve(seen, lower),
+        )
+
+    @property
+    def coefficients(self) -> torch.Tensor:
+        """complex64 [batch, paths, 4, k]."""
+        return _by_path(self.white * self.deviation.unsqueeze(2))
+
+    def field(self) -> torch.Tensor:
+        """What the paths make of the field: complex64 [batch, points, k]."""
+        return self.waves.synthesise(self.coefficients)
+
+    def worth(self) -> torch.Tensor:
+        """Log likelihood that each path adds: float32 [batch, paths].
+
+        With V_n the covariance of its z_n, losing the path adds z_n^H V_n^-1 z_n to the quadratic form and
+        log det V_n to the log determinant, in every snapshot.
+        """
+        inverse = rearrange(
+            torch.cholesky_inverse(self.lower), "b (n a) (m c) -> b n a m c", a=NUM_ATOMS, c=NUM_ATOMS
+        )
+        blocks = inverse.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)  # [batch, paths, 4, 4]
+        rounding = ROUNDING * torch.eye(NUM_ATOMS, device=blocks.device)
+        lower = torch.linalg.cholesky(blocks + rounding)
+        white = _by_path(self.white)  # [batch, paths, 4, k]
+        left = torch.linalg.solve_triangular(lower, white, upper=False)
+        log_determinant: torch.Tensor = 2 * lower.diagonal(dim1=2, dim2=3).real.log().sum(2)  # [batch, paths]
+        return _energy(left) + self.white.shape[2] * log_determinant
+
+    def improved(self) -> _Paths:
+        """Every path moved, its power scaled by what z has to what it would have were the path alone."""
+        alone = rearrange(1 - 1 / self.diagonal, "b (n a) -> b n a", a=NUM_ATOMS)
+        expected = alone.sum(2)  # [batch, paths]
+        found = _energy(_by_path(self.white)) / self.white.shape[2]  # [batch, paths]
+        ratio = (found / expected.clamp_min(1e-9)).pow(UPDATE_POWER).clamp(1e-4, 1e3)
+        return _Paths(
+            position=self.grid.moved(self.paths.position, self.grid.offsets(self.coefficients)),
+            power=(self.paths.power * ratio).clamp_min(MIN_POWER),
+        )
+
+
+def _by_path(atoms: torch.Tensor) -> torch.Tensor:
+    """[batch, paths * 4, k] to [batch, paths, 4, k]."""
+    return rearrange(atoms, "b (n a) k -> b n a k", a=NUM_ATOMS)
+
+
+def _energy(coefficients: torch.Tensor) -> torch.Tensor:
+    """Of each path, [batch, paths], of coefficients [batch, paths, atoms, k]."""
+    return torch.view_as_real(coefficients).square().sum((2, 3, 4))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SearchGrid:
+    """A grid of positions on which peaks are found.
+
+    size, stride: int64 [3], points along each axis and their distance in the flattened grid. axis, length,
+    turn, points: [sum of sizes], the axes end to end: index, steps, the sign of the phase, and the positions.
+    """
+
+    sizes: tuple[int, int, int]
+    grid: PathGrid
+    size: torch.Tensor
+    stride: torch.Tensor
+    axis: torch.Tensor
+    length: torch.Tensor
+    turn: torch.Tensor
+    points: torch.Tensor
+
+    @staticmethod
+    def of(grid: PathGrid, device: torch.device) -> "_SearchGrid":
+        sizes = search_shape(grid)
+        size = torch.tensor(sizes, device=device)
+        axis = torch.arange(3, device=device).repeat_interleave(size)
+        return _SearchGrid(
+            sizes=sizes,
+            grid=grid,
+            size=size,
+            stride=torch.tensor([sizes[1] * sizes[2], sizes[2], 1], device=device),
+            axis=axis,
+            length=torch.tensor(grid.shape, device=device)[axis],
+            turn=torch.tensor(AXIS_SIGNS, device=device)[axis],
+            points=torch.cat([torch.arange(n, device=device) / n for n in sizes]),
+        )
+
+    def peaks(self, residual: torch.Tensor, num_peaks: int) -> _Paths:
+        """Matching pursuit on the grid alone; residual: complex64 [batch, points, k]."""
+        correlation = _grid_response(residual.mT, self.grid)  # [batch, k, grid points]
+        found = [self._peak(correlation) for _ in range(num_peaks)]
+        position = torch.stack([position for position, _ in found], dim=1)  # [batch, num_peaks, 3]
+        power = torch.stack([power for _, power in found], dim=1)  # [batch, num_peaks]
+        return _Paths(position=position.double().remainder(1.0), power=power.clamp_min(MIN_PICKED_POWER))
+
+    def _peak(self, correlation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Position [batch, 3] and mean power [batch] of the strongest peak, which is taken out in place.
+
+        A parabola through the log energies beside the strongest point says how far off the grid it lies.
+        """
+        parts = torch.view_as_real(correlation).square().sum(1)  # [batch, grid points, 2]
+        energy = parts[..., 0] + parts[..., 1]  # [batch, grid points]
+        index = energy.argmax(1, keepdim=True)  # [batch, 1]
+        place = index // self.stride % self.size  # [batch, 3]
+        below = index + ((place - 1) % self.size - place) * self.stride  # [batch, 3]
+        above = index + ((place + 1) % self.size - place) * self.stride
+        level = energy.gather(1, torch.cat([below, index, above], dim=1)).clamp_min(1e-30).log()  # [batch, 7]
+        bend = 2 * level[:, 3:4] - level[:, :3] - level[:, 4:]  # [batch, 3]
+        offset = ((level[:, 4:] - level[:, :3]) / (2 * bend.clamp_min(1e-6))).clamp(-0.5, 0.5)
+        position = (place + offset) / self.size
+        response = self._response(position)  # [batch, grid points]
+        weight = correlation.gather(
+            2, index.unsqueeze(1).expand(-1, correlation.shape[1], 1)
+        )  # [batch, k, 1]
+        weight = weight / response.gather(1, index).unsqueeze(1)
+        correlation.addcmul_(weight, response.unsqueeze(1), value=-1)
+        return position, torch.view_as_real(weight).square().sum((2, 3)).mean(1)
+
+    def _response(self, position: torch.Tensor) -> torch.Tensor:
+        """Inner products of every grid atom (unscaled) with a unit-norm atom: [batch, grid points].
+
+        Along each axis the Dirichlet kernel, sum_m exp(2j pi m d) / sqrt(n) at distance d.
+        """
+        distance = position[:, self.axis] - self.points  # [batch, sum of sizes]
+        half = math.pi * (distance - distance.round())
+        sine = half.sin()
+        ratio = torch.where(sine.abs() < 1e-6, self.length, (self.length * half).sin() / sine)
+        kernel = torch.polar(ratio * self.length**-0.5, self.turn * (self.length - 1) * half)
+        f, c, r = torch.split(kernel, list(self.sizes), dim=1)
+        ports = (c.unsqueeze(2) * r.unsqueeze(1)).flatten(1)  # [batch, horizontal * vertical]
+        return (f.unsqueeze(2) * ports.unsqueeze(1)).flatten(1)  # [batch, grid points]
 
 
 def search_shape(grid: PathGrid) -> tuple[int, int, int]:
@@ -70,55 +287,7 @@ def search_shape(grid: PathGrid) -> tuple[int, int, int]:
     return (sizes[0], sizes[1], sizes[2])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _SearchAxes:
-    """Tables of the three axes laid end to end, so that one call serves all of them.
-
-    The search works in signed frequencies: exp(2j pi frequency step) on every axis, delay's sign turned.
-    signs, limit: float32 [3]; the polish stays within the limit. axis: int64 [subcarriers + cols + rows];
-    steps: float32, from the middle of each axis, where the score's axes nearly decouple; slopes: complex64
-    [3, subcarriers + cols + rows], orders 0 to 2 of the derivative by the frequency of conj(exp).
-    """
-
-    shape: tuple[int, int, int]
-    search_shape: tuple[int, int, int]
-    signs: torch.Tensor
-    limit: torch.Tensor
-    axis: torch.Tensor
-    steps: torch.Tensor
-    slopes: torch.Tensor
-
-    @staticmethod
-    def of(grid: PathGrid, device: torch.device) -> "_SearchAxes":
-        sizes = search_shape(grid)
-        steps = torch.cat([torch.arange(n, device=device) - (n - 1) / 2 for n in grid.shape])
-        slope = -2j * math.pi * steps
-        lengths = torch.tensor(grid.shape, device=device)
-        return _SearchAxes(
-            shape=grid.shape,
-            search_shape=sizes,
-            signs=torch.tensor([-1.0, 1.0, 1.0], device=device),
-            limit=torch.tensor([0.5 / n if n > 1 else 0.0 for n in sizes], device=device),
-            axis=torch.arange(3, device=device).repeat_interleave(lengths),
-            steps=steps,
-            slopes=torch.stack([torch.ones_like(slope), slope, slope.square()]),
-        )
-
-    def waves(self, frequency: torch.Tensor) -> torch.Tensor:
-        """exp(2j pi frequency step) of the three axes: complex64 [batch, subcarriers + cols + rows]."""
-        phase = 2 * math.pi * frequency[:, self.axis] * self.steps
-        return torch.polar(torch.ones_like(phase), phase)
-
-    def atom(self, frequency: torch.Tensor) -> torch.Tensor:
-        """Unit-norm atom, up to its phase: complex64 [batch, 1, points]."""
-        f, c, r = torch.split(self.waves(frequency), list(self.shape), dim=1)
-        ports = (c.unsqueeze(2) * r.unsqueeze(1)).flatten(1)  # [batch, c * r]
-        points = (f.unsqueeze(2) * ports.unsqueeze(1)).flatten(1)  # [batch, points]
-        norm: float = math.prod(self.shape) ** 0.5
-        return points.unsqueeze(1) / norm  # [batch, 1, points]
-
-
-def _principal(snapshots: torch.Tensor) -> torch.Tensor:
+def _strongest(snapshots: torch.Tensor) -> torch.Tensor:
     """The strongest combinations of the snapshots: [batch, k, points]."""
     vectors: torch.Tensor = torch.linalg.eigh(snapshots.mH @ snapshots)[1]
     return (vectors[:, :, -SEARCH_SNAPSHOTS:].mT @ snapshots.mT).contiguous()  # [batch, k, points]
@@ -131,55 +300,3 @@ def _grid_response(fields: torch.Tensor, grid: PathGrid) -> torch.Tensor:
     cube = torch.fft.fft2(cube, s=(num_horizontal, num_vertical))  # [batch, k, f, gh, gv]
     cube = torch.fft.ifft(cube, n=num_delays, dim=2, norm="forward")  # [batch, k, gf, gh, gv]
     return cube.flatten(2)  # [batch, k, grid points]
-
-
-def _peak(correlation: torch.Tensor, axes: _SearchAxes) -> torch.Tensor:
-    """Signed frequencies of the grid point with the most energy: [batch, 3]."""
-    energy = torch.view_as_real(correlation).square().sum(1)  # [batch, grid points, 2]
-    index = torch.unravel_index((energy[..., 0] + energy[..., 1]).argmax(1), axes.search_shape)
-    position = torch.stack([i / n for i, n in zip(index, axes.search_shape, strict=True)], dim=-1)
-    return position * axes.signs
-
-
-def _polish(frequency: torch.Tensor, residual: torch.Tensor, axes: _SearchAxes) -> torch.Tensor:
-    """Newton steps on the score, each axis kept within half a grid cell of where it was."""
-    cube = residual.view(*residual.shape[:2], axes.shape[0], -1)  # [batch, k, f, c * r]
-    lowest, highest = frequency - axes.limit, frequency + axes.limit
-    for _ in range(POLISH_STEPS):
-        step = _newton_step(_moments(frequency, cube, axes))  # [batch, 3]
-        frequency = (frequency + step).clamp(lowest, highest)
-    return frequency
-
-
-def _moments(frequency: torch.Tensor, cube: torch.Tensor, axes: _SearchAxes) -> torch.Tensor:
-    """Derivatives of conj(atom) . field, orders 0 to 2 by each frequency: [batch, k, 3, 3, 3]."""
-    weights = axes.waves(frequency).conj().unsqueeze(1) * axes.slopes  # [batch, 3, f + c + r]
-    f, c, r = torch.split(weights.unsqueeze(1), list(axes.shape), dim=3)
-    moments: torch.Tensor = f @ cube  # [batch, k, 3, c * r]
-    moments = moments.view(*moments.shape[:3], *axes.shape[1:])  # [batch, k, 3, c, r]
-    return c.unsqueeze(1) @ (moments @ r.unsqueeze(1).mT)  # [batch, k, 3, 3, 3]
-
-
-def _newton_step(moments: torch.Tensor) -> torch.Tensor:
-    """Ascent step for sum_k |c_k|^2, each frequency by itself, from the derivatives of c: [batch, 3]."""
-    flat = moments.flatten(2)  # [batch, k, 27], the orders by delay, columns and rows as base-3 digits
-    value = flat[:, :, :1].conj()  # [batch, k, 1]
-    first = flat[:, :, [9, 3, 1]]  # [batch, k, 3]
-    gradient = (first * value).real.sum(1)  # [batch, 3]
-    bend = (flat[:, :, [18, 6, 2]] * value).real.sum(1)  # [batch, 3]
-    curvature = bend + torch.view_as_real(first).square().sum((1, 3))  # [batch, 3]
-    return gradient / curvature.abs().clamp_min(torch.finfo(curvature.dtype).tiny)
-
-
-def _orthogonalise(atom: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The atom's unit direction outside the basis' rows, [batch, 1, points], and whether there is one.
-
-    The latter is bool [batch]; without, the direction is zero.
-    """
-    direction = atom
-    for _ in range(2):  # once more, for the digits that the first pass cancelled
-        overlap = basis @ direction.mH  # [batch, num, 1], conjugate of the coefficients
-        direction = direction - overlap.mH @ basis
-    norm = torch.linalg.vector_norm(torch.view_as_real(direction), dim=(2, 3)).view(-1, 1, 1)
-    novel = norm > MIN_NOVELTY
-    return torch.where(novel, direction / norm.clamp_min(MIN_NOVELTY), 0), novel.flatten()

@@ -1,10 +1,11 @@
 """A link as a few paths: the axes they live on, their atoms, and the Doppler basis that compresses time.
 
-A path is a point in (delay, horizontal angle, vertical angle) that every polarisation, user antenna and slot
-shares; its Doppler spectrum stays open, because a cluster of rays is nearly a point in delay and angle but
-spread in Doppler. Positions are in cycles per step of the axis, each in [0, 1): delay times subcarrier
-spacing, and the spatial frequencies along columns and rows of the array. Ports are ordered (polarisation,
-column, row). ``airlam.radio.path_search`` finds the paths.
+A path is a cluster of rays: a point in (delay, horizontal angle, vertical angle) that every polarisation,
+user antenna and slot shares, with a small spread about it. To first order the rays' plane waves span four
+atoms: the point's, and its derivative by each coordinate. Doppler stays open, because a cluster is wide in
+it. Positions are in cycles per step of the axis, each in [0, 1): delay times subcarrier spacing, and the
+spatial frequencies along columns and rows of the array. Ports are ordered (polarisation, column, row).
+``airlam.radio.path_search`` finds the paths.
 """
 
 import math
@@ -24,11 +25,13 @@ class DopplerBasis:
     compression: complex64 [num_history, rank], orthonormal columns.
     atoms: complex64 [rank, num_doppler], compression^H exp(2j pi slot nu).
     future_atoms: complex64 [num_horizon, num_doppler], the same exponentials at the horizon.
+    doppler_cycles_per_slot: float64 [num_doppler], the grid, rising evenly.
     """
 
     compression: torch.Tensor
     atoms: torch.Tensor
     future_atoms: torch.Tensor
+    doppler_cycles_per_slot: torch.Tensor
 
     @property
     def rank(self) -> int:
@@ -66,12 +69,85 @@ def doppler_basis(setting: PredictionSetting) -> DopplerBasis:
         compression=compression.to(torch.complex64),
         atoms=(compression.mH @ history).to(torch.complex64),
         future_atoms=exponentials[setting.num_history :].to(torch.complex64),
+        doppler_cycles_per_slot=doppler,
     )
 
 
 def subcarrier_indices(frequencies_hz: tuple[float, ...], spacing_hz: float, first_hz: float) -> torch.Tensor:
     """Frequencies as steps of the history's grid, counted from its first subcarrier: float32 [num]."""
     return (torch.tensor(frequencies_hz, dtype=torch.float64) - first_hz).div(spacing_hz).float()
+
+
+NUM_ATOMS = 4  # the point, its derivatives by column, by row and by delay
+# a cluster's spread: 2 degrees in azimuth (TR 38.901 table 7.5-6, UMa) and what UMa drops show in elevation
+# and, strong clusters having sub-clusters, in delay
+COLUMN_SPREAD_WAVELENGTHS = 0.028  # standard deviation of a ray's spatial frequency, cycles per wavelength
+ROW_SPREAD_WAVELENGTHS = 0.022
+DELAY_SPREAD_S = 3e-9
+MAX_MOVE_CELLS = (0.25, 0.16, 0.16)  # at a time, in resolution cells of delay, columns and rows
+_AXIS_ATOMS, AXIS_SIGNS = [3, 1, 2], (-1.0, 1.0, 1.0)  # the derivative by delay, column, row; its turn
+_SUBCARRIER_ORDER, _COLUMN_ORDER, _ROW_ORDER = (0, 0, 0, 1), (0, 1, 0, 0), (0, 0, 1, 0)  # of derivative
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathWaves:
+    """The atoms of some paths as products of waves along the three axes; order 1 is the derivative.
+
+    subcarriers: complex64 [batch, paths, 2, subcarriers]; columns, rows: complex64 [batch, paths, 2, size].
+    """
+
+    subcarriers: torch.Tensor
+    columns: torch.Tensor
+    rows: torch.Tensor
+
+    @property
+    def ports(self) -> torch.Tensor:
+        """Point, column derivative and row derivative over the array: [batch, paths, 3, columns * rows]."""
+        columns = self.columns[:, :, [0, 1, 0]].unsqueeze(-1)  # [batch, paths, 3, columns, 1]
+        rows = self.rows[:, :, [0, 0, 1]].unsqueeze(-2)  # [batch, paths, 3, 1, rows]
+        return (columns * rows).flatten(-2)
+
+    def points(self) -> torch.Tensor:
+        """The points' atoms, written out: complex64 [batch, points, paths]."""
+        waves = self.subcarriers[:, :, 0].unsqueeze(3) * self.ports[:, :, :1]  # [batch, paths, f, c * r]
+        return waves.flatten(2).mT  # [batch, points, paths]
+
+    def gram(self) -> torch.Tensor:
+        """A^H A of all atoms, paths outside, atoms inside: complex64 [batch, paths * 4, paths * 4]."""
+        product: torch.Tensor | None = None
+        for waves, orders in (
+            (self.subcarriers, _SUBCARRIER_ORDER),
+            (self.columns, _COLUMN_ORDER),
+            (self.rows, _ROW_ORDER),
+        ):
+            flat = waves.flatten(1, 2)  # [batch, paths * 2, size]
+            axis = rearrange(flat.conj() @ flat.mT, "b (n i) (m j) -> b n i m j", i=2, j=2)
+            order = torch.tensor(orders, device=flat.device)
+            spread = axis.index_select(2, order).index_select(4, order)  # [batch, paths, 4, paths, 4]
+            product = spread if product is None else product.mul_(spread)
+        assert product is not None
+        return product.flatten(3, 4).flatten(1, 2)
+
+    def project(self, field: torch.Tensor) -> torch.Tensor:
+        """A^H y: complex64 [batch, paths, 4, columns of y].
+
+        field: complex64 [batch, points, columns of y], points ordered (subcarrier, column, row).
+        """
+        batch, num_paths, _, num_subcarriers = self.subcarriers.shape
+        ports = self.ports.conj()
+        cube = field.reshape(batch, num_subcarriers, -1)
+        along = (self.subcarriers.flatten(1, 2).conj() @ cube).view(batch, num_paths, 2, ports.shape[-1], -1)
+        return torch.cat([ports @ along[:, :, 0], ports[:, :, :1] @ along[:, :, 1]], dim=2)
+
+    def synthesise(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """A x, the adjoint of ``project``: complex64 [batch, paths, 4, k] to [batch, points, k]."""
+        ports = self.ports.mT  # [batch, paths, columns * rows, 3]
+        fields = torch.stack(
+            [ports @ coefficients[:, :, :3], ports[..., :1] @ coefficients[:, :, 3:]], dim=2
+        )  # [batch, paths, 2, columns * rows, columns of y]
+        flat = fields.flatten(3).flatten(1, 2)  # [batch, paths * 2, ports * columns of y]
+        cube = self.subcarriers.flatten(1, 2).mT @ flat  # [batch, subcarriers, ports * columns of y]
+        return cube.reshape(len(cube), -1, coefficients.shape[-1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +162,8 @@ class PathGrid:
     num_rows: int
     num_polarizations: int
     target_steps: torch.Tensor
+    subcarrier_spacing_hz: float = 1.0
+    antenna_spacing_wavelengths: float = 0.5
 
     @staticmethod
     def of(setting: PredictionSetting) -> "PathGrid":
@@ -104,6 +182,8 @@ class PathGrid:
             num_rows=setting.base_station.num_rows,
             num_polarizations=setting.base_station.num_polarizations,
             target_steps=subcarrier_indices(setting.target_frequencies_hz, spacing_hz, frequencies[0]),
+            subcarrier_spacing_hz=spacing_hz,
+            antenna_spacing_wavelengths=setting.base_station.spacing_wavelengths,
         )
 
     @property
@@ -117,26 +197,72 @@ class PathGrid:
         return math.prod(self.shape)
 
     @property
-    def num_target_points(self) -> int:
-        """Subcarriers of the target times columns times rows."""
-        return len(self.target_steps) * self.num_cols * self.num_rows
+    def step_deviations(self) -> tuple[float, float, float]:
+        """Standard deviation of the steps along each axis: sqrt((n^2 - 1) / 12), or 1 for one step."""
+        subcarriers, columns, rows = (math.sqrt((n * n - 1) / 12) if n > 1 else 1.0 for n in self.shape)
+        return subcarriers, columns, rows
+
+    @property
+    def spread(self) -> torch.Tensor:
+        """Prior power of a path's atoms relative to the point's: float32 [4], zero along axes of one step.
+
+        A ray at offset e from the point adds 2j pi e times the derivative atom's norm, so the power is
+        (2 pi deviation of e)^2 times the variance of the steps.
+        """
+        cycles = (
+            COLUMN_SPREAD_WAVELENGTHS * self.antenna_spacing_wavelengths,
+            ROW_SPREAD_WAVELENGTHS * self.antenna_spacing_wavelengths,
+            DELAY_SPREAD_S * self.subcarrier_spacing_hz,
+        )
+        sizes = (self.num_cols, self.num_rows, self.num_subcarriers)
+        variances = [(n * n - 1) / 12 for n in sizes]
+        ratios = [(2 * math.pi * c) ** 2 * v for c, v in zip(cycles, variances, strict=True)]
+        return torch.tensor([1.0, *(min(ratio, 0.3) for ratio in ratios)])
+
+    def history_waves(self, position: torch.Tensor) -> PathWaves:
+        """Unit-norm atoms on the history's subcarriers. position: float [batch, paths, 3]."""
+        return self._waves(position, torch.arange(float(self.num_subcarriers), dtype=torch.float64))
+
+    def target_waves(self, position: torch.Tensor) -> PathWaves:
+        """The same paths on the target's subcarriers, scaled alike."""
+        return self._waves(position, self.target_steps.double())
 
     def history_atoms(self, position: torch.Tensor) -> torch.Tensor:
-        """Unit-norm atoms on the history's subcarriers: [batch, subcarriers * cols * rows, paths]."""
-        return self._atoms(position, torch.arange(float(self.num_subcarriers)))
+        """The points' atoms, written out: complex64 [batch, points, paths]."""
+        return self.history_waves(position).points()
 
     def target_atoms(self, position: torch.Tensor) -> torch.Tensor:
-        """The same paths on the target's subcarriers, scaled alike: [batch, targets * cols * rows, paths]."""
-        return self._atoms(position, self.target_steps)
+        """The same on the target's subcarriers."""
+        return self.target_waves(position).points()
 
-    def _atoms(self, position: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-        """position: float32 [batch, paths, 3]; steps: float32 [subcarriers]."""
-        delay, horizontal, vertical = position.unbind(-1)
-        f = _exponential(-delay, steps.to(position.device), self.num_subcarriers)
-        c = _exponential(horizontal, torch.arange(self.num_cols, device=position.device), self.num_cols)
-        r = _exponential(vertical, torch.arange(self.num_rows, device=position.device), self.num_rows)
-        ports = rearrange(c.unsqueeze(-1) * r.unsqueeze(-2), "b n c r -> b n (c r)")
-        return rearrange(f.unsqueeze(-1) * ports.unsqueeze(-2), "b n f p -> b (f p) n")
+    def _waves(self, position: torch.Tensor, steps: torch.Tensor) -> PathWaves:
+        delay, horizontal, vertical = position.double().unbind(-1)  # float32 phases would cost 60 dB
+        deviations = self.step_deviations
+        columns, rows = torch.arange(float(self.num_cols)), torch.arange(float(self.num_rows))
+        return PathWaves(
+            subcarriers=_wave(-delay, steps, self.num_subcarriers, deviations[0]),
+            columns=_wave(horizontal, columns, self.num_cols, deviations[1]),
+            rows=_wave(vertical, rows, self.num_rows, deviations[2]),
+        )
+
+    def offsets(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """How far each path lies from where its atoms stand: float64 [batch, paths, 3], cycles per step.
+
+        A path that lies e further has derivative coefficients 2j pi e (deviation of the steps) times the
+        point's, a later one turning the other way along frequency; e is the least-squares fit of that, within
+        ``MAX_MOVE_CELLS``. coefficients: complex [batch, paths, 4, snapshots].
+        """
+        point = coefficients[:, :, :1]  # [batch, paths, 1, snapshots]
+        energy = torch.view_as_real(point).square().sum((2, 3, 4)).clamp_min(1e-20)  # [batch, paths]
+        slope = (point.conj() * coefficients[:, :, _AXIS_ATOMS]).imag.sum(3)  # [batch, paths, 3]
+        signs = slope.new_tensor(AXIS_SIGNS)
+        offset = slope * signs / (2 * math.pi * slope.new_tensor(self.step_deviations) * energy.unsqueeze(2))
+        limit = [c / n if n > 1 else 0.0 for c, n in zip(MAX_MOVE_CELLS, self.shape, strict=True)]
+        return offset.clamp(-slope.new_tensor(limit), slope.new_tensor(limit)).double()
+
+    def moved(self, position: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        """Positions moved by ``offset``, each coordinate kept in [0, 1); float64 [batch, paths, 3]."""
+        return (position.double() + offset).remainder(1.0)
 
     def snapshots(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Links to the points where atoms live: [batch, subcarriers * cols * rows, snapshots, steps].
@@ -163,7 +289,14 @@ class PathGrid:
         )
 
 
-def _exponential(frequency: torch.Tensor, steps: torch.Tensor, norm_steps: int) -> torch.Tensor:
-    """exp(2j pi frequency step) / sqrt(norm_steps): [..., steps]."""
+def _wave(frequency: torch.Tensor, steps: torch.Tensor, num_steps: int, deviation: float) -> torch.Tensor:
+    """exp(2j pi frequency step) / sqrt(num_steps), and that times (step - middle) / deviation.
+
+    frequency: float64 [batch, paths]; steps: float [size]. Returns complex64 [batch, paths, 2, size]; on the
+    axis of num_steps steps the two are orthonormal.
+    """
+    steps = steps.to(frequency)
     phase = 2 * math.pi * frequency.unsqueeze(-1) * steps
-    return torch.polar(torch.full_like(phase, norm_steps**-0.5), phase)
+    wave = torch.polar(torch.full_like(phase, num_steps**-0.5), phase)
+    slope = (steps - (num_steps - 1) / 2) / deviation  # [size]
+    return torch.stack([wave, wave * slope], dim=-2).to(torch.complex64)
