@@ -275,6 +275,12 @@ def tokenise_views(
     return TokenSamples(tokens=concatenate(chunks))
 
 
+def read_tokens(folder: Path) -> TokenSamples:
+    """What ``tokenise_views`` left in a folder, when it came to its end."""
+    paths = sorted(folder.glob("*.safetensors"))
+    return TokenSamples(tokens=concatenate([_unflatten(read_tensors(path)) for path in paths]))
+
+
 def _tokenise(tokenizer: CsiTokenizer, views: NoisyLinks) -> TokenBatch:
     tokens = tokenizer.tokenise(views.history, views.noise_variance)
     tokens = tokenizer.with_target(tokens, views.future)

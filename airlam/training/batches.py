@@ -1,6 +1,8 @@
 """What the training loop asks of data, and the order in which it draws."""
 
-from typing import Protocol, TypeVar
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -15,6 +17,27 @@ class Samples(Protocol[BatchT_co]):
     def batch(self, indices: torch.Tensor) -> BatchT_co:
         """The samples at ``indices`` (int64 [n])."""
         ...
+
+
+@runtime_checkable
+class GroupedSamples(Samples[BatchT_co], Protocol[BatchT_co]):
+    """Samples of which only those of one group fit in a batch; the groups stand one after another."""
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Samples of each group; their sum is the length."""
+        ...
+
+
+def group_sizes(samples: Samples[Any]) -> tuple[int, ...]:
+    """Samples of each group; where there are no groups all are one."""
+    return samples.group_sizes if isinstance(samples, GroupedSamples) else (len(samples),)
+
+
+def batches_in_order(samples: Samples[Any], size: int) -> Iterator[torch.Tensor]:
+    """Every index once, int64, in batches of at most ``size`` that stay within a group."""
+    for group in torch.split(torch.arange(len(samples)), list(group_sizes(samples))):
+        yield from torch.split(group, size)
 
 
 class Sampler:
@@ -56,3 +79,41 @@ class Sampler:
         self._generator.set_state(state["generator"])
         self._begin_pass()
         self._place = int(state["place"])
+
+
+class GroupSampler:
+    """Batches of one group each: the groups take turns in shuffled rounds, each with passes of its own.
+
+    Every group is drawn from as often, however many samples it has. ``state`` is as in ``Sampler``.
+    """
+
+    def __init__(self, sizes: Sequence[int], seed: int) -> None:
+        self._turns = Sampler(len(sizes), seed)
+        self._groups = [Sampler(size, seed + index) for index, size in enumerate(sizes, 1)]
+        self._starts = [0, *itertools.accumulate(sizes)]
+
+    def next(self, size: int) -> torch.Tensor:
+        """Indices of the next batch, int64 [size]."""
+        group = int(self._turns.next(1))
+        return self._starts[group] + self._groups[group].next(size)
+
+    @property
+    def _parts(self) -> dict[str, Sampler]:
+        return {"turns": self._turns} | {str(index): part for index, part in enumerate(self._groups)}
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """The states of all samplers."""
+        states = {name: part.state for name, part in self._parts.items()}
+        return {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Goes on where ``state`` was taken."""
+        for name, part in self._parts.items():
+            part.restore({key: state[f"{name}/{key}"] for key in part.state})
+
+
+def make_sampler(samples: Samples[Any], seed: int) -> Sampler | GroupSampler:
+    """What draws the batches of ``samples``."""
+    sizes = group_sizes(samples)
+    return Sampler(sizes[0], seed) if len(sizes) == 1 else GroupSampler(sizes, seed)

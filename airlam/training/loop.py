@@ -18,7 +18,7 @@ from torch import nn
 from airlam.errors import AirlamError, SpecError
 from airlam.model.storage import assign_tensors, trainable_tensors
 from airlam.specs import TrainingSpec
-from airlam.training.batches import Sampler, Samples
+from airlam.training.batches import Samples, batches_in_order, group_sizes, make_sampler
 from airlam.training.checkpoint import Checkpoint, check_settings, newest_checkpoint, save_checkpoint
 from airlam.training.metrics import (
     MetricsLog,
@@ -110,7 +110,7 @@ class _Trainer:
         if not self.parameters:
             raise SpecError("nothing in this model trains; choose another tuning")
         self.optimiser = adamw(self.parameters, spec)
-        self.sampler = Sampler(len(samples), spec.seed)
+        self.sampler = make_sampler(samples, spec.seed)
         self.state = _State()
         self.best: dict[str, torch.Tensor] = {}
         self.settings = self._settings(identity)
@@ -196,7 +196,7 @@ class _Trainer:
         self.model.eval()
         total = 0.0
         with torch.no_grad():
-            for indices in torch.split(torch.arange(len(self.validation)), self.spec.batch_size):
+            for indices in batches_in_order(self.validation, self.spec.batch_size):
                 total += self._losses(indices, self.validation).sum().item()
         value = total / len(self.validation)
         if not math.isfinite(value):
@@ -221,7 +221,7 @@ class _Trainer:
 
     def _flops_per_sample(self) -> float:
         """Forward and backward of one batch over its size; leaves no gradient and no random draw behind."""
-        size = min(self.spec.batch_size, len(self.samples))
+        size = min(self.spec.batch_size, group_sizes(self.samples)[0])
         batch = self._batch(torch.arange(size), self.samples)
         buffers = {name: value.clone() for name, value in self.model.named_buffers()}
         self.model.train()
