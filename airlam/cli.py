@@ -226,6 +226,26 @@ def finetune(
 
 
 @app.command()
+def pretrain(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    spec: Annotated[
+        str, typer.Argument(help="A TOML file, or a packaged scale: two_cores or tiny.")
+    ] = "two_cores",
+) -> None:
+    """Pretrain a backbone on a mixture of Sionna channels. Killed, it goes on where it stopped.
+
+    The folder can be named as backbone in a run spec.
+    """
+    from airlam.console import Progress
+    from airlam.tasks.pretraining import pretrain as start
+    from airlam.tasks.pretraining import resolve_pretraining
+
+    with Progress() as progress:
+        folder = start(resolve_pretraining(spec), output, progress)
+    print(folder)
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="The folder that finetune wrote.")],
     link: Annotated[bool, typer.Option(help="Also send coded blocks over the link.")] = True,
@@ -261,23 +281,37 @@ def demo(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="prediction, synthesis or dataset-io.")],
+    name: Annotated[str, typer.Argument(help="prediction, ablation, transfer, synthesis or dataset-io.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     quick: Annotated[bool, typer.Option(help="A small setting, for tests.")] = False,
     train: Annotated[bool, typer.Option(help="Train anew what is otherwise shipped or cached.")] = False,
     data: Annotated[Path | None, typer.Option(help="A foreign dataset to measure on.")] = None,
+    only: Annotated[
+        str, typer.Option(metavar="NAME[,NAME]", help="Of prediction, these settings only.")
+    ] = "",
+    peers: Annotated[bool, typer.Option(help="In prediction, with the learned comparators.")] = True,
 ) -> None:
     """Measure, as figures from one run."""
     from airlam.bench import run_bench
     from airlam.console import Progress
 
     with Progress() as progress:
-        result: dict[str, Any] = run_bench(name, quick=quick, train=train, data=data, on_progress=progress)
+        result: dict[str, Any] = run_bench(
+            name,
+            quick=quick,
+            train=train,
+            data=data,
+            on_progress=progress,
+            only=tuple(only.split(",")) if only else (),
+            peers=peers,
+        )
     if as_json:
         print(json.dumps(result, indent=2, allow_nan=False))
         return
     for figure, value in result["figures"].items():
         print(f"{figure:48} {value:.4g}")
+    for part, reason in result["settings"].get("skipped", {}).items():
+        print(f"skipped {part}: {reason}")
 
 
 @app.command()

@@ -2,30 +2,54 @@
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from airlam.errors import SpecError
 
-BENCHES = ("dataset-io", "prediction", "synthesis")
+BENCHES = ("ablation", "dataset-io", "prediction", "synthesis", "transfer")
 
 
 def run_bench(
-    name: str, *, quick: bool, train: bool, data: Path | None, on_progress: Callable[..., None]
+    name: str,
+    *,
+    quick: bool,
+    train: bool,
+    data: Path | None,
+    on_progress: Callable[..., None],
+    only: Sequence[str] = (),
+    peers: bool = True,
 ) -> dict[str, Any]:
     """Runs the benchmark and returns its JSON object: bench, machine, settings, figures, rows.
 
-    SpecError where there is none of that name, or it cannot take ``train`` or ``data``.
+    ``only`` and ``peers`` are prediction's: its settings to run, and whether its learned comparators take
+    part. SpecError where there is no benchmark of that name, or it cannot take what is asked of it.
     """
     if name not in BENCHES:
         raise SpecError(f"no benchmark is called {name!r}; there are {', '.join(BENCHES)}")
+    if name != "prediction" and (only or not peers):
+        raise SpecError(f"{name} has no settings or peers to choose; drop --only and --no-peers")
     if name == "dataset-io":
         if train or data is not None:
             raise SpecError("dataset-io trains nothing and writes its own data; drop --train and --data")
         from airlam.bench import dataset_io
 
         result = dataset_io.run(quick)
+    elif name == "ablation":
+        if train or data is not None:
+            raise SpecError(
+                "ablation trains what is not in the cache and draws its own data; drop --train and --data"
+            )
+        from airlam.bench import ablation
+
+        result = ablation.run(quick=quick, on_progress=on_progress)
+    elif name == "transfer":
+        if train:
+            raise SpecError("transfer tunes the models that are there; drop --train")
+        from airlam.bench import transfer
+
+        result = transfer.run(quick=quick, data=data, on_progress=on_progress)
     elif name == "synthesis":
         if train or data is not None:
             raise SpecError("synthesis trains nothing and draws its own data; drop --train and --data")
@@ -35,7 +59,9 @@ def run_bench(
     else:
         from airlam.bench import prediction
 
-        result = prediction.run(quick=quick, train=train, data=data, on_progress=on_progress)
+        result = prediction.run(
+            quick=quick, train=train, data=data, only=only, peers=peers, on_progress=on_progress
+        )
     return {"bench": name, "machine": machine(), **result}
 
 

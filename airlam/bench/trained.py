@@ -1,10 +1,10 @@
 """The trained models that the prediction benchmark compares: where they lie, and how they are made.
 
 All are trained on the same Sionna drops, directional and omnidirectional users mixed, at the same SNRs, and
-with as many trainable parameters as the LAM; ``card.json`` says for how many steps and seconds each was
-trained. They ship with the package; ``airlam bench prediction --train`` makes them anew in the cache, which
-then goes before what was shipped. Training that was interrupted goes on, unless anything that decides its
-outcome has changed.
+the peers with more trainable parameters than the LAM; ``card.json`` says for how many steps and seconds each
+was trained. They ship with the package; ``airlam bench prediction --train`` makes them anew in the cache,
+which then goes before what was shipped. Training that was interrupted goes on, unless anything that decides
+its outcome has changed.
 """
 
 import dataclasses
@@ -49,8 +49,9 @@ LAM = "lam"
 LLM4CP = "llm4cp"
 PEERS = (*COMPARATORS, LLM4CP)
 PREDICTION = PredictionSpec(num_history=16, num_horizon=4, duplex="tdd", min_snr_db=0.0, max_snr_db=30.0)
-MODEL = ModelSpec(backbone="minilm", tokenizer="path", tuning="lora", lora_rank=8, lora_alpha=16.0)
-LAM_TRAINING = TrainingSpec(num_steps=2000, num_samples=12_288, validation_every_steps=100, patience=100)
+MODEL = ModelSpec(backbone="airlam", tokenizer="path", tuning="lora", lora_rank=8, lora_alpha=16.0)
+LAM_TRAINING = TrainingSpec(num_steps=2500, num_samples=10_240, validation_every_steps=200, patience=100)
+PEER_SIZE = 565_706  # trainable parameters, about: more than the LAM trains, and than less would serve them
 # a peer's sample is a few antenna ports of a link, each a sequence of its own: 8 x 16 sequences a step
 PEER_TRAINING = TrainingSpec(
     num_steps=1500,
@@ -78,20 +79,30 @@ class Scale:
     genie: int  # of the test drops; the bound takes a second each
     lam: TrainingSpec
     peer: TrainingSpec
+    peer_size: int
     model: ModelSpec
     name: str
 
 
 FULL = Scale(
-    train=4096, fit=512, test=512, genie=64, lam=LAM_TRAINING, peer=PEER_TRAINING, model=MODEL, name="full"
+    train=4096,
+    fit=512,
+    test=512,
+    genie=64,
+    lam=LAM_TRAINING,
+    peer=PEER_TRAINING,
+    peer_size=PEER_SIZE,
+    model=MODEL,
+    name="full",
 )
 QUICK = Scale(
     train=32,
-    fit=32,
-    test=16,
+    fit=6,
+    test=8,
     genie=2,
     lam=dataclasses.replace(LAM_TRAINING, num_steps=4, num_samples=32, batch_size=8),
     peer=dataclasses.replace(PEER_TRAINING, num_steps=4, num_samples=32, batch_size=4),
+    peer_size=20_000,
     model=dataclasses.replace(MODEL, backbone="small", num_layers=1, num_paths=8),
     name="quick",
 )
@@ -139,14 +150,19 @@ def models_folder(scale: Scale) -> Path:
     raise DataError(f"no trained models are here; make them with airlam bench prediction{quick} --train")
 
 
-def load_models(folder: Path, setting: PredictionSetting) -> list[Predictor]:
-    """The LAM and its learned peers, trained, in that order."""
+def load_lam(folder: Path, setting: PredictionSetting) -> LamPredictor:
+    """The trained LAM, for a setting."""
     card = read_card(folder)
     lam = lam_for(ModelSpec(**card["model"]), setting, card["lam_training"]["seed"])
     lam.load(folder / LAM)
-    predictors: list[Predictor] = [LamPredictor(tokenizer=lam.tokenizer, lam=lam.eval())]
-    for name in PEERS:
-        net = build_peer(name, setting, card["trainable"][LAM])
+    return LamPredictor(tokenizer=lam.tokenizer, lam=lam.eval())
+
+
+def load_models(folder: Path, setting: PredictionSetting, *, with_peers: bool = True) -> list[Predictor]:
+    """The LAM and its learned peers, trained, in that order; peers fit the setting they were trained for."""
+    predictors: list[Predictor] = [load_lam(folder, setting)]
+    for name in PEERS if with_peers else ():
+        net = build_peer(name, setting, read_card(folder)["peer_size"])
         path = folder / f"{name}.safetensors"
         assign_tensors(trainable_tensors(net), read_tensors(path), str(path))
         predictors.append(LearnedPredictor(name, net.eval()))
@@ -160,7 +176,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def build_peer(name: str, setting: PredictionSetting, num_trainable: int) -> nn.Module:
-    """An untrained peer with about as many trainable parameters as the LAM."""
+    """An untrained peer with about so many trainable parameters."""
     if name != LLM4CP:
         return matched(name, setting, num_trainable)
     sizes = {maps: _llm4cp_size(setting, maps) for maps in range(4, 65, 4)}
@@ -187,7 +203,7 @@ def train_models(scale: Scale, on_progress: Progress) -> Path:
     job = _Job(scale=scale, sources=sources, checksums=tuple(checksums), folder=folder, work=work)
     cost = {LAM: job.train_lam(on_progress)}
     for name in PEERS:
-        cost[name] = job.train_peer(name, cost[LAM]["num_trainable"], on_progress)
+        cost[name] = job.train_peer(name, on_progress)
     write_json(folder / CARD_FILE, _card(scale, cost))
     shutil.rmtree(work, ignore_errors=True)
     return folder
@@ -214,12 +230,12 @@ class _Job:
         lam.save(self.folder / LAM)
         return self._note(LAM, key, summary)
 
-    def train_peer(self, name: str, num_trainable: int, on_progress: Progress) -> dict[str, Any]:
+    def train_peer(self, name: str, on_progress: Progress) -> dict[str, Any]:
         """A peer into ``folder / "<name>.safetensors"``, unless it is there; what it cost."""
         spec = self.scale.peer
         if name == LLM4CP:
             spec = dataclasses.replace(spec, num_steps=min(spec.num_steps, LLM4CP_STEPS))
-        net = build_peer(name, self.sources["train"].setting, num_trainable)
+        net = build_peer(name, self.sources["train"].setting, self.scale.peer_size)
         shapes = {tensor: list(value.shape) for tensor, value in trainable_tensors(net).items()}
         key = self._key(name, spec_to_dict(spec), PEER_PORTS, shapes)
         if (cost := self._done(name, key)) is not None:
@@ -228,7 +244,7 @@ class _Job:
             NoisyViews(
                 source=source,
                 spec=PREDICTION,
-                num_samples=spec.num_samples if split == "train" else 256,
+                num_samples=spec.num_samples if split == "train" else min(256, spec.num_samples),
                 seed=2 * spec.seed + index,
                 augment=split == "train",
                 num_ports=PEER_PORTS,
@@ -281,6 +297,7 @@ def _card(scale: Scale, cost: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "model": spec_to_dict(scale.model),
         "lam_training": spec_to_dict(scale.lam),
         "peer_training": spec_to_dict(scale.peer),
+        "peer_size": scale.peer_size,
         "peer_ports": PEER_PORTS,
         "llm4cp_shape": {**LLM4CP_SHAPE, "backbone_weights": "random"},
         "trainable": {name: values["num_trainable"] for name, values in cost.items()},

@@ -1,0 +1,78 @@
+"""What every setting of the prediction benchmark is given, and how large each is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from airlam.bench import trained
+from airlam.errors import SpecError
+from airlam.radio.channel import PredictionSetting
+from airlam.radio.prediction.base import Predictor
+from airlam.tasks.channel_prediction import LamPredictor, Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Drops, users and repeats of the settings that ``trained.Scale`` does not size."""
+
+    csi4cast_fit: int  # drops a cell that the classical predictors are fitted on
+    csi4cast_test: int
+    csi4cast_subcarriers: int  # of the published 300; the band stays as wide
+    sca_fit: int
+    sca_test: int  # a speed
+    sumrate_fit: int
+    sumrate_test: int
+    latency_batch: int
+    latency_repeats: int
+    latency_cores: int | None  # None: all
+
+
+FULL_SIZES = Sizes(
+    csi4cast_fit=48,
+    csi4cast_test=60,
+    csi4cast_subcarriers=300,
+    sca_fit=256,
+    sca_test=256,
+    sumrate_fit=128,
+    sumrate_test=256,
+    latency_batch=64,
+    latency_repeats=15,
+    latency_cores=None,
+)
+QUICK_SIZES = Sizes(
+    csi4cast_fit=6,
+    csi4cast_test=2,
+    csi4cast_subcarriers=12,
+    sca_fit=6,
+    sca_test=4,
+    sumrate_fit=6,
+    sumrate_test=8,
+    latency_batch=4,
+    latency_repeats=1,
+    latency_cores=1,  # threads that wait for each other crawl beside other tests
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One run of the benchmark."""
+
+    scale: trained.Scale
+    sizes: Sizes
+    folder: Path  # of the trained models
+    with_peers: bool
+    data: Path | None  # a QuaDRiGa set
+    on_progress: Progress
+
+    def lam(self, setting: PredictionSetting) -> LamPredictor:
+        """The LAM, trained, for a setting."""
+        return trained.load_lam(self.folder, setting)
+
+    def learned(self, setting: PredictionSetting) -> list[Predictor]:
+        """The LAM, and the peers where they are asked for; peers fit one number of subcarriers only."""
+        return trained.load_models(self.folder, setting, with_peers=self.with_peers)
+
+    def data_file(self) -> Path:
+        """The file with foreign links; SpecError where none was given."""
+        if self.data is None:
+            raise SpecError("the QuaDRiGa settings need a file; give a *_dev.npz with --data")
+        return self.data
