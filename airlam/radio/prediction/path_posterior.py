@@ -19,7 +19,7 @@ from airlam.radio.paths import NUM_ATOMS, DopplerBasis
 
 MODE_FLOOR = 0.3  # of the noise: weaker modes move the estimate by less than they cost
 ROUNDING = 3e-6  # of each mode's own precision, in single precision, where two paths nearly coincide
-GROUP = 16  # links at a time: enough to fill the matrix products, small enough for the cache
+GROUP = 8  # links at a time: enough to fill the matrix products, small enough for the cache
 
 
 def links_of_like_noise(noise_variance: torch.Tensor) -> Iterator[torch.Tensor]:
