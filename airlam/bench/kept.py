@@ -1,4 +1,4 @@
-"""What the ablation and transfer benchmarks share: LAMs trained once and kept, tokens made once a batch."""
+"""What the benchmarks of predictors share: datasets and LAMs made once and kept, tokens made once a batch."""
 
 import hashlib
 import json

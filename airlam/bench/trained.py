@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from airlam.bench.kept import kept_dataset
 from airlam.datasets.catalog import packaged_spec
-from airlam.datasets.generate import generate
 from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError
 from airlam.files import whole_file, write_json
@@ -51,7 +51,7 @@ PEERS = (*COMPARATORS, LLM4CP)
 PREDICTION = PredictionSpec(num_history=16, num_horizon=4, duplex="tdd", min_snr_db=0.0, max_snr_db=30.0)
 MODEL = ModelSpec(backbone="airlam", tokenizer="path", tuning="lora", lora_rank=8, lora_alpha=16.0)
 LAM_TRAINING = TrainingSpec(num_steps=2500, num_samples=10_240, validation_every_steps=200, patience=100)
-PEER_SIZE = 565_706  # trainable parameters, about: more than the LAM trains, and than less would serve them
+PEER_SIZE = 565_706  # trainable parameters, about: what the LAM had on MiniLM, and more than it trains now
 # a peer's sample is a few antenna ports of a link, each a sequence of its own: 8 x 16 sequences a step
 PEER_TRAINING = TrainingSpec(
     num_steps=1500,
@@ -134,11 +134,7 @@ def cached_dataset(setting: str, scale: Scale, purpose: str, on_progress: Progre
     else:
         spec = dataset_spec(setting, SplitSizes(train=scale.fit, validation=0, test=scale.test), seed=12)
     path = cache_folder() / "datasets" / f"{setting}_{purpose}_{scale.name}.h5"
-    if path.exists() and ChannelDataset.open(path).spec != spec:
-        path.unlink()
-    if not path.exists():
-        generate(spec, path, on_progress=on_progress)
-    return ChannelDataset.open(path)
+    return kept_dataset(spec, path, on_progress)
 
 
 def models_folder(scale: Scale) -> Path:

@@ -27,7 +27,8 @@ class _PosteriorWeights(torch.autograd.Function):
 
     C = sum rho_na gamma_nd (A_na D_d)(A_na D_d)^H + s2 I. With g = dL/dq and q' = A^H C^-1 A g:
     dL/d(rho_na gamma_nd) = -Re sum_s conj(D_d^H q'_nas) D_d^H q_nas, and dL/ds2 = -Re <g, A^H C^-2 y>. The
-    measurement and the atoms are data and get no gradient.
+    measurement and the atoms are data and get no gradient. Modes that were dropped count as zero, so the
+    gradient is exact but for them.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Greedy search for the paths of a link, on and off a grid of delays and angles."""
+"""Search for the paths of a link: rounds of picking on a grid, fitting all of them off it, and exchange."""
 
 import math
 from dataclasses import dataclass
@@ -93,10 +93,6 @@ class _Paths:
     def none(batch: int, device: torch.device) -> "_Paths":
         position = torch.zeros(batch, 0, 3, dtype=torch.float64, device=device)
         return _Paths(position=position, power=torch.zeros(batch, 0, device=device))
-
-    @property
-    def count(self) -> int:
-        return self.power.shape[1]
 
     def chosen(self, index: torch.Tensor) -> "_Paths":
         """The paths of these indices, int64 [batch, chosen]."""

@@ -152,7 +152,7 @@ def fit(
         stretch = step.view(-1, 1, 1)
         state = evaluate(
             measurement,
-            (best.position + best.move * stretch).remainder(1.0),
+            measurement.grid.moved(best.position, best.move * stretch),
             best.log_spectrum + UPDATE_POWER * stretch * best.log_ratio,
             exact=index >= num_iterations - num_exact,
         )
