@@ -13,6 +13,7 @@ from torch import nn
 
 from airlam.model.base import Context
 from airlam.radio.channel import PredictionSetting
+from airlam.radio.parallel import on_all_cores
 from airlam.radio.paths import NUM_ATOMS, DopplerBasis, PathGrid, doppler_basis
 from airlam.radio.prediction.path_eb import future_coefficients, synthesise
 from airlam.radio.prediction.path_posterior import PathModes, links_of_like_noise
@@ -41,12 +42,14 @@ class _PosteriorWeights(torch.autograd.Function):
         gram: torch.Tensor,
         basis: DopplerBasis,
     ) -> torch.Tensor:
-        weights = torch.empty_like(projected)
-        ctx.modes, ctx.basis = [], basis
-        for links in links_of_like_noise(noise_variance):
+        def solved(links: torch.Tensor) -> tuple[PathModes, torch.Tensor]:
             modes = PathModes.of(gram[links], spectrum[links], spread[links], noise_variance[links], basis)
-            weights[links] = modes.weights(modes.solve(projected[links]))
-            ctx.modes.append((links, modes))
+            return modes, modes.weights(modes.solve(projected[links]))
+
+        groups = list(links_of_like_noise(noise_variance))
+        modes, parts = zip(*on_all_cores(solved, groups), strict=True)
+        weights = torch.cat(parts)[torch.cat(groups).argsort()]
+        ctx.groups, ctx.modes, ctx.basis = groups, modes, basis
         ctx.save_for_backward(spectrum, spread, gram, weights)
         return weights
 
@@ -57,7 +60,7 @@ class _PosteriorWeights(torch.autograd.Function):
         seen = (gram @ gradient.flatten(3).flatten(1, 2)).view_as(gradient)
         both = torch.cat([seen, weights], dim=3)  # [batch, paths, 4, 2 * snapshots, rank]
         solved = torch.empty_like(both)
-        for links, modes in ctx.modes:
+        for links, modes in zip(ctx.groups, ctx.modes, strict=True):
             solved[links] = modes.weights(modes.solve(both[links]))
         adjoint, twice = solved.chunk(2, dim=3)
         atoms = ctx.basis.atoms.to(weights).conj()

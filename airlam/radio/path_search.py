@@ -9,8 +9,8 @@ from einops import rearrange
 from airlam.radio.paths import AXIS_SIGNS, NUM_ATOMS, PathGrid, PathWaves
 
 OVERSAMPLING = 1.5  # of the search grid, per axis; the polish covers the rest, and a finer grid gains nothing
-SEARCH_SNAPSHOTS = 6  # principal snapshots that carry the search; all of them change the NMSE by under 1 %
-NUM_EXCHANGES = 2
+SEARCH_SNAPSHOTS = 4  # principal snapshots that carry the search; all of them change the NMSE by under 1 %
+NUM_EXCHANGES = 2  # a third one gains nothing
 FITS_PER_ROUND = 2
 CROWDED_CELLS = 0.2  # closer to a stronger path than this, a path is exchanged
 UPDATE_POWER = 0.75  # of the ratio in the power's update; 1 is unsteady at 30 dB
@@ -202,14 +202,15 @@ def _energy(coefficients: torch.Tensor) -> torch.Tensor:
 class _SearchGrid:
     """A grid of positions on which peaks are found.
 
-    size, stride: int64 [3], points along each axis and their distance in the flattened grid. axis, length,
-    turn, points: [sum of sizes], the axes end to end: index, steps, the sign of the phase, and the positions.
+    place: float32 [grid points, 3], the index of each along every axis; beside: int64 [grid points, 7], the
+    neighbours below along each axis, the point itself, and those above. axis, length, turn, points: [sum of
+    sizes], the axes end to end: index, steps, the sign of the phase, and the positions.
     """
 
     sizes: tuple[int, int, int]
     grid: PathGrid
-    size: torch.Tensor
-    stride: torch.Tensor
+    place: torch.Tensor
+    beside: torch.Tensor
     axis: torch.Tensor
     length: torch.Tensor
     turn: torch.Tensor
@@ -220,11 +221,15 @@ class _SearchGrid:
         sizes = search_shape(grid)
         size = torch.tensor(sizes, device=device)
         axis = torch.arange(3, device=device).repeat_interleave(size)
+        stride = torch.tensor([sizes[1] * sizes[2], sizes[2], 1], device=device)
+        index = torch.arange(math.prod(sizes), device=device).unsqueeze(1)  # [grid points, 1]
+        place = index // stride % size  # [grid points, 3]
+        below, above = (index + ((place + step) % size - place) * stride for step in (-1, 1))
         return _SearchGrid(
             sizes=sizes,
             grid=grid,
-            size=size,
-            stride=torch.tensor([sizes[1] * sizes[2], sizes[2], 1], device=device),
+            place=place.float(),
+            beside=torch.cat([below, index, above], dim=1),
             axis=axis,
             length=torch.tensor(grid.shape, device=device)[axis],
             turn=torch.tensor(AXIS_SIGNS, device=device)[axis],
@@ -236,31 +241,27 @@ class _SearchGrid:
         correlation = _grid_response(residual.mT, self.grid)  # [batch, k, grid points]
         found = [self._peak(correlation) for _ in range(num_peaks)]
         position = torch.stack([position for position, _ in found], dim=1)  # [batch, num_peaks, 3]
-        power = torch.stack([power for _, power in found], dim=1)  # [batch, num_peaks]
+        weight = torch.cat([weight for _, weight in found], dim=2)  # [batch, k, num_peaks]
+        power = torch.view_as_real(weight).square().sum(3).mean(1)  # [batch, num_peaks]
         return _Paths(position=position.double().remainder(1.0), power=power.clamp_min(MIN_PICKED_POWER))
 
     def _peak(self, correlation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Position [batch, 3] and mean power [batch] of the strongest peak, which is taken out in place.
+        """Position [batch, 3] and weights [batch, k, 1] of the strongest peak, which is taken out in place.
 
         A parabola through the log energies beside the strongest point says how far off the grid it lies.
         """
         parts = torch.view_as_real(correlation).square().sum(1)  # [batch, grid points, 2]
         energy = parts[..., 0] + parts[..., 1]  # [batch, grid points]
-        index = energy.argmax(1, keepdim=True)  # [batch, 1]
-        place = index // self.stride % self.size  # [batch, 3]
-        below = index + ((place - 1) % self.size - place) * self.stride  # [batch, 3]
-        above = index + ((place + 1) % self.size - place) * self.stride
-        level = energy.gather(1, torch.cat([below, index, above], dim=1)).clamp_min(1e-30).log()  # [batch, 7]
+        strongest = energy.argmax(1)  # [batch]
+        level = energy.gather(1, self.beside[strongest]).clamp_min_(1e-30).log_()  # [batch, 7]
         bend = 2 * level[:, 3:4] - level[:, :3] - level[:, 4:]  # [batch, 3]
         offset = ((level[:, 4:] - level[:, :3]) / (2 * bend.clamp_min(1e-6))).clamp(-0.5, 0.5)
-        position = (place + offset) / self.size
-        response = self._response(position)  # [batch, grid points]
-        weight = correlation.gather(
-            2, index.unsqueeze(1).expand(-1, correlation.shape[1], 1)
-        )  # [batch, k, 1]
-        weight = weight / response.gather(1, index).unsqueeze(1)
-        correlation.addcmul_(weight, response.unsqueeze(1), value=-1)
-        return position, torch.view_as_real(weight).square().sum((2, 3)).mean(1)
+        position = (self.place[strongest] + offset) / self.place.new_tensor(self.sizes)
+        response = self._response(position).unsqueeze(1)  # [batch, 1, grid points]
+        index = strongest.view(-1, 1, 1)  # [batch, 1, 1]
+        weight = correlation.gather(2, index.expand(-1, correlation.shape[1], 1)) / response.gather(2, index)
+        correlation.addcmul_(weight, response, value=-1)
+        return position, weight
 
     def _response(self, position: torch.Tensor) -> torch.Tensor:
         """Inner products of every grid atom (unscaled) with a unit-norm atom: [batch, grid points].

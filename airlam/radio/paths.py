@@ -8,7 +8,9 @@ spatial frequencies along columns and rows of the array. Ports are ordered (pola
 ``airlam.radio.path_search`` finds the paths.
 """
 
+import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -199,8 +201,7 @@ class PathGrid:
     @property
     def step_deviations(self) -> tuple[float, float, float]:
         """Standard deviation of the steps along each axis: sqrt((n^2 - 1) / 12), or 1 for one step."""
-        subcarriers, columns, rows = (math.sqrt((n * n - 1) / 12) if n > 1 else 1.0 for n in self.shape)
-        return subcarriers, columns, rows
+        return _step_deviations(self.shape)
 
     @property
     def spread(self) -> torch.Tensor:
@@ -221,11 +222,12 @@ class PathGrid:
 
     def history_waves(self, position: torch.Tensor) -> PathWaves:
         """Unit-norm atoms on the history's subcarriers. position: float [batch, paths, 3]."""
-        return self._waves(position, torch.arange(float(self.num_subcarriers), dtype=torch.float64))
+        return _history_axes(self.shape, position.device).waves(position)
 
     def target_waves(self, position: torch.Tensor) -> PathWaves:
         """The same paths on the target's subcarriers, scaled alike."""
-        return self._waves(position, self.target_steps.double())
+        steps = self.target_steps.to(position.device, torch.float64)
+        return _Axes.of(self.shape, steps).waves(position)
 
     def history_atoms(self, position: torch.Tensor) -> torch.Tensor:
         """The points' atoms, written out: complex64 [batch, points, paths]."""
@@ -234,16 +236,6 @@ class PathGrid:
     def target_atoms(self, position: torch.Tensor) -> torch.Tensor:
         """The same on the target's subcarriers."""
         return self.target_waves(position).points()
-
-    def _waves(self, position: torch.Tensor, steps: torch.Tensor) -> PathWaves:
-        delay, horizontal, vertical = position.double().unbind(-1)  # float32 phases would cost 60 dB
-        deviations = self.step_deviations
-        columns, rows = torch.arange(float(self.num_cols)), torch.arange(float(self.num_rows))
-        return PathWaves(
-            subcarriers=_wave(-delay, steps, self.num_subcarriers, deviations[0]),
-            columns=_wave(horizontal, columns, self.num_cols, deviations[1]),
-            rows=_wave(vertical, rows, self.num_rows, deviations[2]),
-        )
 
     def offsets(self, coefficients: torch.Tensor) -> torch.Tensor:
         """How far each path lies from where its atoms stand: float64 [batch, paths, 3], cycles per step.
@@ -289,14 +281,56 @@ class PathGrid:
         )
 
 
-def _wave(frequency: torch.Tensor, steps: torch.Tensor, num_steps: int, deviation: float) -> torch.Tensor:
-    """exp(2j pi frequency step) / sqrt(num_steps), and that times (step - middle) / deviation.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Axes:
+    """Waves along subcarriers, columns and rows, end to end: exp(j position turn) amplitude.
 
-    frequency: float64 [batch, paths]; steps: float [size]. Returns complex64 [batch, paths, 2, size]; on the
-    axis of num_steps steps the two are orthonormal.
+    sizes: of the axes; axis: int64 [sum of sizes], which coordinate; turn: float64, radians per cycle;
+    amplitude: float64, 1 / sqrt(the axis' steps); slope: float64, (step - middle) / deviation, which makes the
+    derivative: on an axis of the history the two are orthonormal.
     """
-    steps = steps.to(frequency)
-    phase = 2 * math.pi * frequency.unsqueeze(-1) * steps
-    wave = torch.polar(torch.full_like(phase, num_steps**-0.5), phase)
-    slope = (steps - (num_steps - 1) / 2) / deviation  # [size]
-    return torch.stack([wave, wave * slope], dim=-2).to(torch.complex64)
+
+    sizes: list[int]
+    axis: torch.Tensor
+    turn: torch.Tensor
+    amplitude: torch.Tensor
+    slope: torch.Tensor
+
+    def waves(self, position: torch.Tensor) -> PathWaves:
+        """The atoms of paths at ``position``, float [batch, paths, 3]."""
+        phase = position.double()[..., self.axis] * self.turn  # float32 phases would cost 60 dB
+        wave = torch.polar(self.amplitude.expand(phase.shape), phase)  # [batch, paths, sum of sizes]
+        both = torch.stack([wave, wave * self.slope], dim=-2).to(torch.complex64)
+        subcarriers, columns, rows = torch.split(both, self.sizes, dim=-1)
+        return PathWaves(subcarriers=subcarriers, columns=columns, rows=rows)
+
+    @staticmethod
+    def of(shape: tuple[int, int, int], subcarriers: torch.Tensor) -> "_Axes":
+        """subcarriers: float64 [num], in steps of the history's grid; columns and rows follow from shape."""
+        device = subcarriers.device
+        steps = [subcarriers, *(torch.arange(n, dtype=torch.float64, device=device) for n in shape[1:])]
+        sizes = torch.tensor([len(each) for each in steps], device=device)
+
+        def along(values: Iterable[float]) -> torch.Tensor:
+            return torch.tensor(list(values), dtype=torch.float64, device=device).repeat_interleave(sizes)
+
+        every = torch.cat(steps)
+        middle = along((n - 1) / 2 for n in shape)
+        return _Axes(
+            sizes=sizes.tolist(),
+            axis=torch.arange(3, device=device).repeat_interleave(sizes),
+            turn=2 * math.pi * along(AXIS_SIGNS) * every,
+            amplitude=along(n**-0.5 for n in shape),
+            slope=(every - middle) / along(_step_deviations(shape)),
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _history_axes(shape: tuple[int, int, int], device: torch.device) -> _Axes:
+    """The axes of a history, which every evaluation asks for."""
+    return _Axes.of(shape, torch.arange(shape[0], dtype=torch.float64, device=device))
+
+
+def _step_deviations(shape: tuple[int, int, int]) -> tuple[float, float, float]:
+    subcarriers, columns, rows = (math.sqrt((n * n - 1) / 12) if n > 1 else 1.0 for n in shape)
+    return subcarriers, columns, rows

@@ -17,7 +17,7 @@ from airlam.radio.paths import NUM_ATOMS, DopplerBasis
 from airlam.radio.prediction.path_eb import DEFAULT_NUM_PATHS, PathAnalysis, PathEb, normalise
 from airlam.tokens.base import TokenBatch
 
-NUM_ITERATIONS, NUM_EXACT = 8, 2  # of Path-EB before the network takes over
+NUM_ITERATIONS, NUM_EXACT = 4, 1  # of Path-EB before the network takes over
 MAX_CYCLES = 9.0  # Doppler shift times the history's duration; half a cycle a slot for 18 slots
 KNOTS_PER_CYCLE = 4
 NUM_KNOTS = round(2 * MAX_CYCLES * KNOTS_PER_CYCLE) + 1

@@ -14,24 +14,30 @@ conditional mean, with the variance that goes with it. The spread, the tempering
 the iteration counts are reconstructions, chosen on training drops.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from einops import rearrange
 
 from airlam.errors import DataError
 from airlam.radio.channel import PredictionSetting
+from airlam.radio.parallel import on_all_cores
 from airlam.radio.path_search import find_paths
 from airlam.radio.paths import NUM_ATOMS, PathGrid, PathWaves, doppler_basis
 from airlam.radio.prediction import path_fit
 from airlam.radio.prediction.path_posterior import PathModes, links_of_like_noise
 
 DEFAULT_NUM_PATHS = 32  # what 24 leave out at 30 dB doubles the mean error
-NUM_ITERATIONS = 8
+NUM_ITERATIONS = 5
+SEARCH_GROUP = 16  # links at a time; whose matrices are all of one size
 MODEL_ERROR = (
     7e-4  # of the signal's power; less lets single links fail from 30 dB on, more costs without noise
 )
+
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +95,8 @@ class PathEb:
 
     def predict(self, history: torch.Tensor, noise_variance: torch.Tensor) -> torch.Tensor:
         """The conditional mean of the future; shapes as in ``Predictor.predict``."""
-        order, parts = [], []
-        for links, analysis in self._analyses(history, noise_variance):
-            order.append(links)
-            parts.append(self.mean(analysis))
-        return torch.cat(parts)[torch.cat(order).argsort()]
+        back, means = self._by_group(self.mean, history, noise_variance)
+        return torch.cat(means)[back]
 
     def predict_with_variance(
         self, history: torch.Tensor, noise_variance: torch.Tensor
@@ -103,47 +106,57 @@ class PathEb:
         Both of shape [batch, num_horizon, num_user_ant, num_bs_ant, num_target_subcarriers], complex64 and
         float32. Positions and spectra count as known, so the variance is too small where few slots decide.
         """
-        order, means, variances = [], [], []
-        for links, analysis in self._analyses(history, noise_variance):
-            order.append(links)
-            means.append(self.mean(analysis))
-            variances.append(self.variance(analysis))
-        back = torch.cat(order).argsort()
+        back, parts = self._by_group(lambda a: (self.mean(a), self.variance(a)), history, noise_variance)
+        means, variances = zip(*parts, strict=True)
         return torch.cat(means)[back], torch.cat(variances)[back]
 
     def analyse(self, history: torch.Tensor, noise_variance: torch.Tensor) -> PathAnalysis:
         """Paths and spectra of a batch of histories; shapes as in ``predict``."""
-        order, parts = zip(*self._analyses(history, noise_variance), strict=True)
-        back = torch.cat(order).argsort()
+        back, parts = self._by_group(lambda analysis: analysis, history, noise_variance)
         joined = {
             field.name: torch.cat([getattr(part, field.name) for part in parts])[back]
             for field in fields(PathAnalysis)
         }
         return PathAnalysis(**joined)
 
-    def _analyses(
-        self, history: torch.Tensor, noise_variance: torch.Tensor
-    ) -> Iterator[tuple[torch.Tensor, PathAnalysis]]:
-        """Groups of links, by index, and what is known of them."""
-        for links in links_of_like_noise(noise_variance):
-            yield links, self._analyse(history[links], noise_variance[links])
-
-    def _analyse(self, history: torch.Tensor, noise_variance: torch.Tensor) -> PathAnalysis:
+    def _by_group(
+        self, use: Callable[[PathAnalysis], Result], history: torch.Tensor, noise_variance: torch.Tensor
+    ) -> tuple[torch.Tensor, list[Result]]:
+        """What ``use`` makes of each group's analysis, and the order that undoes the grouping."""
         history, noise_variance, scale = normalise(history, noise_variance)
-        snapshots = self.compress(history)  # [batch, points, snapshots, rank]
-        field = snapshots.flatten(2)
+
+        def analysed(group: torch.Tensor) -> list[tuple[torch.Tensor, Result]]:
+            measurement, position = self._search(history[group], noise_variance[group])
+            return [
+                (group[few], use(self._fit(measurement.taken(few), position[few], scale[group[few]])))
+                for few in links_of_like_noise(measurement.noise_variance)
+            ]
+
+        groups = torch.split(noise_variance.argsort(stable=True), SEARCH_GROUP)
+        parts = [part for group in on_all_cores(analysed, groups) for part in group]
+        return torch.cat([links for links, _ in parts]).argsort(), [result for _, result in parts]
+
+    def _search(
+        self, history: torch.Tensor, noise_variance: torch.Tensor
+    ) -> tuple[path_fit.Measurement, torch.Tensor]:
+        """What is to be fitted, and positions, float64 [batch, paths, 3]; takes what ``normalise`` gives."""
+        field = self.compress(history).flatten(2)  # [batch, points, snapshots * rank]
         found = find_paths(field, self.grid, self.num_paths, noise_variance)
         measurement = path_fit.Measurement(
             field=field, noise_variance=noise_variance, mask=found.mask, grid=self.grid, basis=self.basis
         )
-        position = found.position.double()
+        return measurement, found.position.double()
+
+    def _fit(
+        self, measurement: path_fit.Measurement, position: torch.Tensor, scale: torch.Tensor
+    ) -> PathAnalysis:
         start = path_fit.start(measurement, *measurement.project(position))
         state = path_fit.fit(measurement, position, start.log_spectrum, self.num_iterations, self.num_exact)
         return PathAnalysis(
             scale=scale,
-            noise_variance=noise_variance,
+            noise_variance=measurement.noise_variance,
             position=state.position,
-            mask=found.mask,
+            mask=measurement.mask,
             gram=state.gram,
             projected=state.projected,
             spread=measurement.spread,

@@ -13,8 +13,10 @@ from airlam.radio.paths import DopplerBasis, PathGrid
 from airlam.radio.prediction.path_posterior import PathModes, spectrum_scores
 
 UPDATE_POWER = 0.75  # of the ratio in the multiplicative update; 1 is faster at first and unsteady at 30 dB
-STEP_GROWTH, STEP_CUT = 1.2, 0.4  # after an iteration that raised the likelihood, and after one that did not
-START_POWER = 1.7  # of the matched-filter spectrum in the starting spectrum
+COARSENESS = 3.0  # in the first half of the iterations, whose spectra are rough
+FIRST_STEP, LONGEST_STEP = 1.6, 2.5  # over-relaxed: four iterations do what eight of step 1 do
+STEP_GROWTH, STEP_CUT = 1.3, 0.4  # after an iteration that raised the likelihood, and after one that did not
+START_POWER = 3.0  # of the matched-filter spectrum in the starting spectrum
 RIDGE = 1e-2  # on unit-norm atoms, for the starting coefficients only
 
 
@@ -42,6 +44,12 @@ class Measurement:
         """|y|^2: float32 [batch]."""
         return torch.view_as_real(self.field).square().sum((1, 2, 3))
 
+    def taken(self, links: torch.Tensor) -> "Measurement":
+        """The same of some links, int64 [links]."""
+        return dataclasses.replace(
+            self, field=self.field[links], noise_variance=self.noise_variance[links], mask=self.mask[links]
+        )
+
     def project(self, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The atoms' Gram matrix and A^H y: shapes as in ``PathState``."""
         waves = self.grid.history_waves(position)
@@ -56,7 +64,8 @@ class PathState:
     log_likelihood: float32 [batch]. position, move: float64 [batch, paths, 3]. gram: complex64 [batch,
     paths * 4, paths * 4]; projected: complex64 [batch, paths, 4, snapshots, rank], A^H y. log_spectrum,
     log_ratio: float32 [batch, paths, doppler], log gamma, and log of what the data put on it over what the
-    model expects. log_spread_ratio: float32 [batch, paths, 4], the same of each atom, all Doppler together.
+    model expects. log_spread_ratio: float32 [batch, paths, 4], the same of each atom, all Doppler together,
+    zero for atoms without a spread.
     """
 
     log_likelihood: torch.Tensor
@@ -92,7 +101,7 @@ class Start:
 
 
 def start(measurement: Measurement, gram: torch.Tensor, projected: torch.Tensor) -> Start:
-    """The power of each path's ridge estimate, spread over Doppler as its matched-filter spectrum^1.7."""
+    """The power of each path's ridge estimate, spread over Doppler as its matched-filter spectrum^3."""
     basis = measurement.basis
     points = gram[:, ::4, ::4]  # [batch, paths, paths]
     ridge = RIDGE * torch.eye(points.shape[1], dtype=points.dtype, device=points.device)
@@ -111,13 +120,20 @@ def start(measurement: Measurement, gram: torch.Tensor, projected: torch.Tensor)
 
 
 def evaluate(
-    measurement: Measurement, position: torch.Tensor, log_spectrum: torch.Tensor, *, exact: bool
+    measurement: Measurement,
+    position: torch.Tensor,
+    log_spectrum: torch.Tensor,
+    *,
+    exact: bool,
+    coarseness: float = 1.0,
 ) -> PathState:
-    """The state at these positions and spectra; exact: see ``PathModes.information``."""
+    """The state at these positions and spectra; exact, coarseness: of ``PathModes.information``, ``of``."""
     gram, projected = measurement.project(position)
     spectrum = log_spectrum.exp() * measurement.mask.unsqueeze(-1)
     spread = measurement.spread
-    modes = PathModes.of(gram, spectrum, spread, measurement.noise_variance, measurement.basis)
+    modes = PathModes.of(
+        gram, spectrum, spread, measurement.noise_variance, measurement.basis, coarseness=coarseness
+    )
     means = modes.solve(projected)
     scores = spectrum_scores(modes, gram, projected, means, measurement.basis, exact=exact)
     found, expected = (spread.unsqueeze(-1) * s for s in (scores.found, scores.expected))
@@ -130,7 +146,8 @@ def evaluate(
         projected=projected,
         log_spectrum=log_spectrum,
         log_ratio=_log_ratio(found.sum(2), expected.sum(2)),
-        log_spread_ratio=_log_ratio((by_atom * scores.found).sum(-1), (by_atom * scores.expected).sum(-1)),
+        log_spread_ratio=_log_ratio((by_atom * scores.found).sum(-1), (by_atom * scores.expected).sum(-1))
+        * (spread > 0),
     )
 
 
@@ -141,13 +158,21 @@ def fit(
     num_iterations: int,
     num_exact: int,
 ) -> PathState:
-    """Climbs for ``num_iterations`` evaluations, the last ``num_exact`` of them exact.
+    """Climbs for ``num_iterations`` evaluations, the first half coarse, the last ``num_exact`` exact.
 
-    A link that an iteration did not improve goes back to its best state and on with a shorter step. The state
-    returned is the best one, its spectra one update further.
+    A link that an iteration did not improve goes back to its best state and on with a shorter step; what a
+    finer iteration explains on top counts for it. The state returned is the best, its spectra one update
+    further.
     """
-    best = evaluate(measurement, position, log_spectrum, exact=num_exact >= num_iterations)
-    step = torch.ones_like(best.log_likelihood)
+    num_coarse = num_iterations // 2
+    best = evaluate(
+        measurement,
+        position,
+        log_spectrum,
+        exact=num_exact >= num_iterations,
+        coarseness=COARSENESS if num_coarse else 1.0,
+    )
+    step = torch.full_like(best.log_likelihood, FIRST_STEP)
     for index in range(1, num_iterations):
         stretch = step.view(-1, 1, 1)
         state = evaluate(
@@ -155,10 +180,11 @@ def fit(
             measurement.grid.moved(best.position, best.move * stretch),
             best.log_spectrum + UPDATE_POWER * stretch * best.log_ratio,
             exact=index >= num_iterations - num_exact,
+            coarseness=COARSENESS if index < num_coarse else 1.0,
         )
         better = state.log_likelihood > best.log_likelihood
         best = state.where(better, best)
-        step = torch.where(better, (step * STEP_GROWTH).clamp_max(1.0), step * STEP_CUT)
+        step = torch.where(better, (step * STEP_GROWTH).clamp_max(LONGEST_STEP), step * STEP_CUT)
     log_spectrum = best.log_spectrum + UPDATE_POWER * step.view(-1, 1, 1) * best.log_ratio
     return dataclasses.replace(best, log_spectrum=log_spectrum)
 
