@@ -251,7 +251,8 @@ def test_the_shipped_models_load_and_the_lam_leads_them(tmp_path: Path) -> None:
     spec = trained.dataset_spec("uma_omni", SplitSizes(train=0, validation=0, test=32), seed=77)
     write_dataset(tmp_path / "d.h5", spec, {"test": draw_drops(spec, 77, 32)}, "test")
     source = DatasetLinks(ChannelDataset.open(tmp_path / "d.h5"), "test", trained.PREDICTION)
-    models = trained.load_models(trained.shipped_folder(), source.setting)
+    folder = trained.shipped_folder()
+    models = [trained.load_lam(folder, source.setting), *trained.load_peers(folder, source.setting)]
     assert [model.name for model in models] == [trained.LAM, *trained.PEERS]
     comparison = compare([*models, PathEb(source.setting)], source, [10.0], quiet)
     nmse = {

@@ -25,12 +25,14 @@ from airlam.datasets.catalog import packaged_spec
 from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError
 from airlam.files import whole_file, write_json
+from airlam.model.build import lam_for
 from airlam.model.comparators import COMPARATORS, LearnedPredictor, matched, portwise_nmse
 from airlam.model.lam import count_parameters
 from airlam.model.llm4cp import Llm4Cp
 from airlam.model.storage import assign_tensors, read_tensors, trainable_tensors, write_tensors
 from airlam.radio.channel import PredictionSetting
 from airlam.radio.prediction.base import Predictor
+from airlam.radio.prediction.guard import Guarded
 from airlam.specs import DatasetSpec, ModelSpec, PredictionSpec, SplitSizes, TrainingSpec, spec_to_dict
 from airlam.tasks.channel_prediction import (
     DatasetLinks,
@@ -40,7 +42,7 @@ from airlam.tasks.channel_prediction import (
     NoisyViews,
     Progress,
 )
-from airlam.tasks.runs import describe, lam_for, tune
+from airlam.tasks.runs import describe, tune
 from airlam.training.loop import fit
 from airlam.training.metrics import TrainingSummary
 
@@ -50,7 +52,7 @@ LLM4CP = "llm4cp"
 PEERS = (*COMPARATORS, LLM4CP)
 PREDICTION = PredictionSpec(num_history=16, num_horizon=4, duplex="tdd", min_snr_db=0.0, max_snr_db=30.0)
 MODEL = ModelSpec(backbone="airlam", tokenizer="path", tuning="lora", lora_rank=8, lora_alpha=16.0)
-LAM_TRAINING = TrainingSpec(num_steps=2500, num_samples=10_240, validation_every_steps=200, patience=100)
+LAM_TRAINING = TrainingSpec(num_steps=4000, num_samples=16_384, validation_every_steps=200, patience=100)
 PEER_SIZE = 565_706  # trainable parameters, about: what the LAM had on MiniLM, and more than it trains now
 # a peer's sample is a few antenna ports of a link, each a sequence of its own: 8 x 16 sequences a step
 PEER_TRAINING = TrainingSpec(
@@ -154,10 +156,10 @@ def load_lam(folder: Path, setting: PredictionSetting) -> LamPredictor:
     return LamPredictor(tokenizer=lam.tokenizer, lam=lam.eval())
 
 
-def load_models(folder: Path, setting: PredictionSetting, *, with_peers: bool = True) -> list[Predictor]:
-    """The LAM and its learned peers, trained, in that order; peers fit the setting they were trained for."""
-    predictors: list[Predictor] = [load_lam(folder, setting)]
-    for name in PEERS if with_peers else ():
+def load_peers(folder: Path, setting: PredictionSetting) -> list[Predictor]:
+    """The LAM's learned peers, trained; they fit the setting they were trained for."""
+    predictors: list[Predictor] = []
+    for name in PEERS:
         net = build_peer(name, setting, read_card(folder)["peer_size"])
         path = folder / f"{name}.safetensors"
         assign_tensors(trainable_tensors(net), read_tensors(path), str(path))
@@ -307,9 +309,11 @@ def _card(scale: Scale, cost: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def trainable_of(predictors: Sequence[Predictor]) -> dict[str, int]:
     """Trainable parameters of the learned ones."""
-    sizes = {}
+    sizes: dict[str, int] = {}
     for predictor in predictors:
-        if isinstance(predictor, LamPredictor):
+        if isinstance(predictor, Guarded):
+            sizes |= trainable_of(predictor.predictors[:1])
+        elif isinstance(predictor, LamPredictor):
             sizes[predictor.name] = count_parameters(predictor.lam).trainable
         elif isinstance(predictor, LearnedPredictor):
             sizes[predictor.name] = count_parameters(predictor.module).trainable

@@ -10,6 +10,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,10 @@ from airlam.bench.prediction.table import (
 )
 from airlam.datasets.catalog import CSI4CAST_CELLS, csi4cast_cell
 from airlam.radio.metrics import LinkErrors, link_errors
-from airlam.radio.prediction.base import Predictor
+from airlam.radio.prediction.base import Predictor, TrainingLinks
 from airlam.radio.prediction.naive import Hold
 from airlam.radio.prediction.path_eb import PathEb
+from airlam.radio.prediction.selection import add_noise
 from airlam.radio.prediction.tdd import adaptive_denoise_ls, denoise_ls
 from airlam.radio.prediction.wiener import PopulationWiener
 from airlam.specs import DatasetSpec, SplitSizes
@@ -102,7 +104,13 @@ def _cell_rows(job: Job, cell: str) -> list[Row]:
         adaptive_denoise_ls(test.setting, training),
         PathEb(test.setting),
     ]
-    who = Field.of(classical, [job.lam(test.setting)])
+    lam = job.guarded_lam(test.setting, training, (SNR_DB,))
+    who = Field(
+        classical=[StepGains.fit(each, training, SNR_DB) for each in classical],
+        learned=[StepGains.fit(lam, training, SNR_DB)],
+        bounds=(),
+        trainable=trained.trainable_of([lam]),
+    )
     by_link, by_vector = _errors(who, test)
     common: dict[str, Any] = {"setting": SETTING, "group": cell, "snr_db": SNR_DB}
     rows = []
@@ -146,6 +154,38 @@ def published_rnn(cell: str) -> float:
     """What CSI-4CAST's RNN scored in a cell at 20 dB."""
     model, delay_spread_ns, speed = CSI4CAST_CELLS[cell]
     return PUBLISHED_RNN[model, speed][DELAY_SPREADS_NS.index(delay_spread_ns)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepGains:
+    """A predictor whose every step is scaled for this metric, which weak fields weigh down.
+
+    The mean of |y - g x|^2 / |y|^2 over fields y and their predictions x is least at
+    g = sum(Re x^H y / |y|^2) / sum(|x|^2 / |y|^2); gains: float32 [num_horizon], in [0, 1].
+    """
+
+    predictor: Predictor
+    gains: torch.Tensor
+
+    @property
+    def name(self) -> str:
+        """The predictor's own."""
+        return self.predictor.name
+
+    @staticmethod
+    def fit(predictor: Predictor, training: TrainingLinks, snr_db: float) -> "StepGains":
+        """Gains from noisy training links."""
+        noisy, noise_variance = add_noise(training.history, snr_db, torch.Generator().manual_seed(SEED))
+        estimate = predictor.predict(noisy, noise_variance)
+        energy = training.future.abs().square().sum(-1)  # [links, horizon, user, bs]
+        along = (estimate.conj() * training.future).real.sum(-1) / energy
+        power = estimate.abs().square().sum(-1) / energy
+        gains = along.sum((0, 2, 3)) / power.sum((0, 2, 3)).clamp_min(1e-12)
+        return StepGains(predictor=predictor, gains=gains.clamp(0, 1))
+
+    def predict(self, history: torch.Tensor, noise_variance: torch.Tensor) -> torch.Tensor:
+        """See ``Predictor.predict``."""
+        return self.predictor.predict(history, noise_variance) * self.gains.view(1, -1, 1, 1, 1)
 
 
 @contextmanager

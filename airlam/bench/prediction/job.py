@@ -6,8 +6,11 @@ from pathlib import Path
 from airlam.bench import trained
 from airlam.errors import SpecError
 from airlam.radio.channel import PredictionSetting
-from airlam.radio.prediction.base import Predictor
+from airlam.radio.prediction.base import Predictor, TrainingLinks
+from airlam.radio.prediction.guard import Guarded
+from airlam.radio.prediction.selection import TUNING_SNR_DB
 from airlam.tasks.channel_prediction import LamPredictor, Progress
+from airlam.tasks.guarded import guarded_lam
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +28,8 @@ class Sizes:
     latency_repeats: int
     latency_cores: int | None  # None: all
 
+
+GUARD_LINKS = 384  # at most, over all SNRs, on which the LAM's guard chooses
 
 FULL_SIZES = Sizes(
     csi4cast_fit=48,
@@ -67,9 +72,33 @@ class Job:
         """The LAM, trained, for a setting."""
         return trained.load_lam(self.folder, setting)
 
-    def learned(self, setting: PredictionSetting) -> list[Predictor]:
-        """The LAM, and the peers where they are asked for; peers fit one number of subcarriers only."""
-        return trained.load_models(self.folder, setting, with_peers=self.with_peers)
+    def guarded_lam(
+        self,
+        setting: PredictionSetting,
+        training: TrainingLinks,
+        levels_db: tuple[float, ...] = TUNING_SNR_DB,
+    ) -> Guarded:
+        """The LAM as it is used: with what it falls back to, chosen on the setting's training links."""
+        self.on_progress("guarding the LAM", 0, 1, "")
+        return guarded_lam(
+            self.lam(setting),
+            setting,
+            training,
+            seed=self.lam_seed,
+            levels_db=levels_db,
+            num_links=GUARD_LINKS // len(levels_db),
+        )
+
+    @property
+    def lam_seed(self) -> int:
+        """From which the LAM's weights were drawn."""
+        seed: int = trained.read_card(self.folder)["lam_training"]["seed"]
+        return seed
+
+    def learned(self, setting: PredictionSetting, training: TrainingLinks) -> list[Predictor]:
+        """The guarded LAM, and the peers where they are asked for, which fit one number of subcarriers."""
+        peers = trained.load_peers(self.folder, setting) if self.with_peers else []
+        return [self.guarded_lam(setting, training), *peers]
 
     def data_file(self) -> Path:
         """The file with foreign links; SpecError where none was given."""

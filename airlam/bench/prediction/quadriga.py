@@ -24,6 +24,7 @@ from airlam.bench.prediction.table import (
     Part,
     Row,
     bootstrap,
+    guard_note,
     interval_figures,
     pooled,
     pooled_row,
@@ -31,9 +32,11 @@ from airlam.bench.prediction.table import (
 from airlam.radio.metrics import Interval, LinkErrors, link_errors
 from airlam.radio.prediction import classical_predictors
 from airlam.radio.prediction.base import Predictor, TrainingLinks
+from airlam.radio.prediction.guard import guarded
 from airlam.radio.prediction.path_eb import PathEb
 from airlam.radio.prediction.selection import spread_links
 from airlam.tasks.comparison import Comparison, compare
+from airlam.tasks.guarded import with_fallbacks
 from airlam.units import KMH_PER_M_PER_S, db_to_linear
 
 TDD, FDD = "quadriga", "quadriga_fdd"
@@ -43,6 +46,7 @@ PUBLISHED = "llm4cp_published"
 PUBLISHED_TDD, PUBLISHED_FDD = 0.0345, 0.38  # on its authors' own users; the second read off a figure
 FLOORS_DB = (20.0, 25.0, 30.0, 40.0)
 FLOOR_LINKS = 20
+NOISE_FREE_DB = 80.0  # below every floor
 MEAN_OVER_SPEEDS = "mean_over_speeds_of_"
 
 
@@ -50,7 +54,9 @@ def measure_tdd(job: Job) -> Part:
     """``quadriga.as_published.<predictor>`` against noisy targets, ``quadriga.clean.<predictor>`` beside."""
     test, fitting = load_foreign(job.data_file(), "tdd")
     job.on_progress(f"{TDD}: fitting the classical predictors", 0, 1, "")
-    who = Field.of(classical_predictors(test.setting, fitting.training()), job.learned(test.setting))
+    training = fitting.training()
+    learned = job.learned(test.setting, training)
+    who = Field.of(classical_predictors(test.setting, training), learned)
     power = _mean_by_speed(link_power(test), test.speed_m_per_s)
     comparison = compare(who.everyone, test, [PUBLISHED_SNR_DB], job.on_progress, power=power)
     scored = comparison.scored[PUBLISHED_SNR_DB]
@@ -72,7 +78,8 @@ def measure_tdd(job: Job) -> Part:
                 figures[f"{TDD}.{view}.lam_{TOP_SPEED_KMH}kmh"] = row.value
     figures[f"{TDD}.trainable_parameters"] = who.trainable[trained.LAM]
     rows.append(_published(TDD, POOLED_NOISY, PUBLISHED_TDD, PUBLISHED_SNR_DB))
-    return Part(figures=figures, rows=rows, about=_about(job, TDD, test, fitting))
+    about = _about(job, TDD, test, fitting) | guard_note(learned)
+    return Part(figures=figures, rows=rows, about=about)
 
 
 def measure_fdd(job: Job) -> Part:
@@ -85,7 +92,8 @@ def measure_fdd(job: Job) -> Part:
         for predictor in classical_predictors(test.setting, training)
     ]
     lam = job.lam(test.setting)
-    learned = [with_floor(lam, training)]
+    floored = [with_floor(each, training) for each in with_fallbacks(lam, test.setting, job.lam_seed)]
+    learned = [guarded(trained.LAM, floored, training, levels_db=(NOISE_FREE_DB,))]
     who = Field(classical=classical, learned=learned, bounds=(), trainable=trained.trainable_of([lam]))
     level_db = 0.0  # against no power at all: no noise
     comparison = compare(who.everyone, test, [level_db], job.on_progress, power=torch.zeros(len(test)))
@@ -96,7 +104,8 @@ def measure_fdd(job: Job) -> Part:
     figures[f"{FDD}.best_classical"] = min(means[name] for name in who.classical_names)
     figures |= interval_figures(f"{FDD}.{RATIO}", _ratio_of(rows))
     rows.append(_published(FDD, POOLED, PUBLISHED_FDD, None))
-    return Part(figures=figures, rows=rows, about=_about(job, FDD, test, fitting))
+    about = _about(job, FDD, test, fitting) | guard_note(learned)
+    return Part(figures=figures, rows=rows, about=about)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

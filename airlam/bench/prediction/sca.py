@@ -15,7 +15,7 @@ from einops import repeat
 from airlam.bench import trained
 from airlam.bench.prediction.job import Job
 from airlam.bench.prediction.sources import HeldLinks, drawn_links
-from airlam.bench.prediction.table import Field, Part, Row, nmse_rows, ratio_rows
+from airlam.bench.prediction.table import Field, Part, Row, guard_note, nmse_rows, ratio_rows
 from airlam.datasets.catalog import packaged_spec
 from airlam.radio.metrics import summarise_nmse
 from airlam.radio.prediction import classical_predictors
@@ -56,9 +56,9 @@ def measure(job: Job) -> Part:
     fitting = drawn_links(spec, "train", PREDICTION)
     job.on_progress(f"{SETTING}: fitting the classical predictors", 0, 1, "")
     average = TimeAverage(num_horizon=PREDICTION.num_horizon)
-    who = Field.of(
-        classical_predictors(fitting.setting, fitting.training()), [job.lam(fitting.setting)], [average]
-    )
+    training = fitting.training()
+    lam = job.guarded_lam(fitting.setting, training, (SNR_DB,))
+    who = Field.of(classical_predictors(fitting.setting, training), [lam], [average])
     figures: dict[str, float] = {}
     rows: list[Row] = []
     for speed_kmh in SPEEDS_KMH:
@@ -88,6 +88,7 @@ def measure(job: Job) -> Part:
         "seed": SEED,
         "nmse": "in dB of the mean over links, against the clean channel",
         "reconstructed": f"{spec.description}; noise against each link's own power; the mean over links",
+        **guard_note([lam]),
     }
     return Part(figures=figures, rows=rows, about=about)
 

@@ -16,7 +16,7 @@ from einops import rearrange
 from airlam.bench import trained
 from airlam.bench.prediction.job import Job
 from airlam.bench.prediction.sources import HeldLinks, drawn_links
-from airlam.bench.prediction.table import Field, Part, Row, mean_interval
+from airlam.bench.prediction.table import Field, Part, Row, guard_note, mean_interval
 from airlam.radio.precoding import regularized_zero_forcing, sum_rate_bit_per_s_per_hz
 from airlam.radio.prediction import classical_predictors
 from airlam.specs import MobilitySpec, SplitSizes
@@ -41,7 +41,9 @@ def measure(job: Job) -> Part:
     """``sumrate_60kmh.lam`` beside the hold, the best classical prediction and perfect CSI."""
     fitting, test = _links(job)
     job.on_progress(f"{SETTING}: fitting the classical predictors", 0, 1, "")
-    who = Field.of(classical_predictors(test.setting, fitting.training()), [job.lam(test.setting)])
+    training = fitting.training()
+    lam = job.guarded_lam(test.setting, training, (SNR_DB,))
+    who = Field.of(classical_predictors(test.setting, training), [lam])
     truth, estimates = _predict(who, test, job.on_progress)
     found = {name: rates(links, truth) for name, links in {**estimates, GENIE: truth}.items()}
     rows = [_row(name, rate, who) for name, rate in found.items()]
@@ -75,6 +77,7 @@ def measure(job: Job) -> Part:
         "test_drops": len(test),
         "seed": SEED,
         "classical": "fitted on users at 60 km/h; all predictors expect 100 km/h at most",
+        **guard_note([lam]),
     }
     return Part(figures=figures, rows=[*rows, gain_row], about=about)
 

@@ -20,6 +20,7 @@ from airlam.radio.metrics import (
     summarise_nmse,
 )
 from airlam.radio.prediction.base import Predictor
+from airlam.radio.prediction.guard import Guarded
 from airlam.tasks.comparison import Comparison, Scored
 
 POOLED = "nmse_pooled"
@@ -238,3 +239,8 @@ def bootstrap(
 def mean_interval(values: torch.Tensor) -> Interval:
     """Mean of float64 [num_values], which are independent of each other, and its interval."""
     return bootstrap(lambda weights: weights @ values / weights.sum(1), [torch.arange(len(values))])
+
+
+def guard_note(learned: Sequence[Predictor]) -> dict[str, Any]:
+    """What the LAM's guard chose at each SNR, from slow fading to fast, for the notes of a setting."""
+    return {f"{each.name}_guard": each.choices() for each in learned if isinstance(each, Guarded)}

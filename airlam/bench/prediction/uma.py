@@ -18,6 +18,7 @@ from airlam.bench.prediction.table import (
     Row,
     contest_figures,
     group_rows,
+    guard_note,
     nmse_rows,
     pooled,
     pooled_by_name,
@@ -48,10 +49,9 @@ def measure(job: Job, setting: str) -> Part:
         fitting = DatasetLinks(dataset, "train", trained.PREDICTION)
         test = DatasetLinks(dataset, "test", trained.PREDICTION)
         on_progress(f"{setting}: fitting the classical predictors", 0, 1, "")
-        who = Field.of(
-            classical_predictors(test.setting, training_links(fitting, scale.fit, seed=1)),
-            job.learned(test.setting),
-        )
+        training = training_links(fitting, scale.fit, seed=1)
+        learned = job.learned(test.setting, training)
+        who = Field.of(classical_predictors(test.setting, training), learned)
         comparison = compare(who.everyone, test, SNRS_DB, on_progress)
         power = link_power(test).mean().expand(len(test))
         published = compare(who.everyone, test, [PUBLISHED_SNR_DB], on_progress, power=power)
@@ -71,7 +71,11 @@ def measure(job: Job, setting: str) -> Part:
         *_bound_rows(setting, bounds, groups),
         *ratios,
     ]
-    return Part(figures=figures, rows=rows, about=_about(setting, dataset, test, fitting, scale.genie))
+    return Part(
+        figures=figures,
+        rows=rows,
+        about=_about(setting, dataset, test, fitting, scale.genie) | guard_note(learned),
+    )
 
 
 def _of_all_links(ratios: list[Row]) -> dict[float, Row]:

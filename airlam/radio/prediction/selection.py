@@ -29,10 +29,7 @@ class BySnr:
 
     def predict(self, history: torch.Tensor, noise_variance: torch.Tensor) -> torch.Tensor:
         """See ``Predictor.predict``."""
-        snr_db = -10.0 * noise_to_signal(history, noise_variance).log10()  # [b]
-        levels = torch.tensor(TUNING_SNR_DB, dtype=snr_db.dtype, device=snr_db.device)
-        bounded = snr_db.clamp(levels.min(), levels.max())  # noise-free drops have infinite SNR
-        nearest = (bounded[:, None] - levels).abs().argmin(dim=1)  # [b]
+        nearest = nearest_level(history, noise_variance, TUNING_SNR_DB)  # [b]
         pieces = {
             k: self.predictors[k].predict(history[nearest == k], noise_variance[nearest == k])
             for k in sorted(set(nearest.tolist()))
@@ -42,6 +39,16 @@ class BySnr:
         for k, piece in pieces.items():
             future[nearest == k] = piece
         return future
+
+
+def nearest_level(
+    history: torch.Tensor, noise_variance: torch.Tensor, levels_db: Sequence[float]
+) -> torch.Tensor:
+    """Index of the level nearest to each drop's SNR: int64 [batch]; shapes as in ``Predictor.predict``."""
+    snr_db = -10.0 * noise_to_signal(history, noise_variance).log10()  # [batch]
+    levels = torch.tensor(levels_db, dtype=snr_db.dtype, device=snr_db.device)
+    bounded = snr_db.clamp(levels.min(), levels.max())  # noise-free drops have infinite SNR
+    return (bounded[:, None] - levels).abs().argmin(dim=1)
 
 
 def best_by_snr(
@@ -61,7 +68,7 @@ def best_by_snr(
     for level_index, level_db in enumerate(TUNING_SNR_DB):
         generator = torch.Generator().manual_seed(seed + level_index)
         noisy, noise_variance = add_noise(links.history, level_db, generator)
-        errors = [_mean_nmse(c.predict(noisy, noise_variance), links.future) for c in candidates]
+        errors = [mean_nmse(c.predict(noisy, noise_variance), links.future) for c in candidates]
         chosen.append(candidates[errors.index(min(errors))])
     return tuple(chosen)
 
@@ -102,7 +109,7 @@ def add_noise(
     return history + variance.sqrt()[:, None, None, None, None] * noise, variance
 
 
-def _mean_nmse(estimate: torch.Tensor, truth: torch.Tensor) -> float:
+def mean_nmse(estimate: torch.Tensor, truth: torch.Tensor) -> float:
     """Mean over links of error energy over energy; infinite where the estimate is not finite."""
     error = (estimate - truth).abs().square().flatten(1).sum(1)
     energy = truth.abs().square().flatten(1).sum(1).clamp_min(torch.finfo(error.dtype).tiny)
