@@ -5,13 +5,9 @@ the caller writes, so no disk is shared; for the same reason a scene of the user
 machine alone. Ray moves the arrays by its own serialisation, which trusts the cluster.
 """
 
-import os
 import platform
-import socket
 import warnings
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -23,18 +19,12 @@ from airlam.datasets.machine import num_cores
 from airlam.datasets.scene_files import own_scene, scene_digest
 from airlam.datasets.shards import Arrays, Shard, Tally, caller_bytes, draw_blocks, drawing_bytes, write_shard
 from airlam.errors import AirlamError, DataError, SpecError
+from airlam.ray_cluster import LEAST_STORE_BYTES, LOCAL, connected, first_line
 from airlam.specs import DatasetSpec, parse_spec, spec_to_toml
 
-LOCAL = "local"
 ATTEMPTS = 3
 RAY_BYTES = 600 * 2**20  # Ray's own processes on a machine
-LEAST_STORE_BYTES = 128 * 2**20  # of objects; Ray takes no less than 75 MiB
-KNOCK_S = 5.0
-SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_task_oom_retries": str(ATTEMPTS - 1),  # read when the caller connects, on a far cluster too
-}
+SETTINGS = {"RAY_task_oom_retries": str(ATTEMPTS - 1)}  # read when the caller connects, on a far cluster too
 
 
 def draw_with_ray(
@@ -58,10 +48,10 @@ def draw_with_ray(
             f"scene {spec.site.scene!r} is a file, which other machines lack; draw it on this one, with "
             "workers or a local Ray"
         )
-    ray = _ray()
     room = _room(spec, address, memory_budget_bytes)
     most = min(room, wanted or room)
-    with _connected(ray, address, spec, min(most, num_cores() if wanted is None else most)):
+    local = _local_options(spec, min(most, num_cores() if wanted is None else most))
+    with connected(address, settings=SETTINGS, **local) as ray:
         _require_memory(ray, spec)
         cores = int(ray.cluster_resources().get("CPU", 1))
         task = ray.remote(num_cpus=1, memory=_task_bytes(spec), max_retries=ATTEMPTS - 1)(_draw)
@@ -110,10 +100,9 @@ def _result(ray: Any, reference: Any, spec: DatasetSpec, shard: Shard) -> list[A
             raise error.cause from None
         raise
     except ray.exceptions.RayError as error:
-        reason = str(error).splitlines()[0]
         raise DataError(
-            f"{shard} failed up to {ATTEMPTS} times on the Ray cluster ({reason}); where memory ran out, "
-            "take fewer workers and run it again to go on"
+            f"{shard} failed up to {ATTEMPTS} times on the Ray cluster ({first_line(error)}); where memory "
+            "ran out, take fewer workers and run it again to go on"
         ) from None
     _require_same(theirs, _made_with(spec))
     return list(blocks)
@@ -156,49 +145,11 @@ def _require_memory(ray: Any, spec: DatasetSpec) -> None:
         )
 
 
-@contextmanager
-def _connected(ray: Any, address: str, spec: DatasetSpec, num_cpus: int) -> Iterator[None]:
-    """Connects to Ray, or starts it on this machine; leaves what was there before."""
-    if ray.is_initialized():
-        yield
-        return
-    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "warning"}
-    if address == LOCAL:
-        shards_bytes = num_cpus * spec.shard_drops * drop_bytes(spec)
-        options |= {
-            "num_cpus": num_cpus,
-            "_memory": num_cpus * _task_bytes(spec),  # the budget has bounded the tasks
-            "object_store_memory": max(LEAST_STORE_BYTES, 3 * shards_bytes // 2),
-            "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",
-        }
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    try:
-        _knock(address)
-        ray.init(**options)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise DataError(
-            f"no Ray cluster at {address!r} ({reason}); start one with ray start --head, or take local"
-        ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """OSError where nobody answers at HOST:PORT; Ray itself would wait for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
-
-
-def _ray() -> Any:
-    """The library; DataError where it is not installed."""
-    try:
-        import ray
-    except ImportError:
-        raise DataError("Ray is not installed: pip install 'airlam[ray]'") from None
-    return ray
+def _local_options(spec: DatasetSpec, num_cpus: int) -> dict[str, Any]:
+    """What a Ray that is started on this machine needs for so many tasks at a time."""
+    shards_bytes = num_cpus * spec.shard_drops * drop_bytes(spec)
+    return {
+        "num_cpus": num_cpus,
+        "_memory": num_cpus * _task_bytes(spec),  # the budget has bounded the tasks
+        "object_store_memory": max(LEAST_STORE_BYTES, 3 * shards_bytes // 2),
+    }

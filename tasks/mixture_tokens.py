@@ -20,6 +20,7 @@ from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError
 from airlam.files import write_json
 from airlam.llvm import good_llvm
+from airlam.model.build import lam_for
 from airlam.model.lam import LAM
 from airlam.radio.channel import PredictionSetting
 from airlam.specs import PretrainingSpec
@@ -31,7 +32,7 @@ from airlam.tasks.channel_prediction import (
     read_tokens,
     tokenise_views,
 )
-from airlam.tasks.runs import data_sha256, lam_for
+from airlam.tasks.runs import data_sha256
 from airlam.tokens.base import TokenBatch
 
 SPLITS = ("train", "validation")

@@ -18,12 +18,10 @@ from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError
 from airlam.files import whole_file, write_json
 from airlam.model.backbone import NAMED
-from airlam.model.heads import PatchHead
-from airlam.model.lam import LAM, build_lam
-from airlam.model.path_head import PathHead
+from airlam.model.build import lam_for
+from airlam.model.lam import LAM
 from airlam.radio.channel import PredictionSetting
 from airlam.specs import (
-    ModelSpec,
     PredictionSpec,
     RunSpec,
     TrainingSpec,
@@ -42,8 +40,6 @@ from airlam.tasks.channel_prediction import (
     tokenise_views,
     with_reference,
 )
-from airlam.tokens.patch import PatchTokenizer
-from airlam.tokens.path import PathTokenizer
 from airlam.training.loop import fit
 from airlam.training.metrics import Progress as TrainingProgress
 from airlam.training.metrics import TrainingSummary
@@ -53,15 +49,6 @@ SUMMARY_FILE = "summary.json"
 LAM_FOLDER = "lam"
 TOKENS_FOLDER = "tokens"
 VALIDATION_SAMPLES = 256
-
-
-def lam_for(spec: ModelSpec, setting: PredictionSetting, seed: int) -> LAM:
-    """The LAM of a spec, untuned, for one setting."""
-    if spec.tokenizer == "patch":
-        patches = PatchTokenizer(setting)
-        return build_lam(spec, patches, lambda width: PatchHead(patches, width), seed=seed)
-    paths = PathTokenizer(setting, num_paths=spec.num_paths)
-    return build_lam(spec, paths, lambda width: PathHead(setting, width), seed=seed)
 
 
 def finetune(spec: RunSpec, base: Path, output: Path, on_progress: Progress = quiet) -> Path:

@@ -12,13 +12,13 @@ from airlam.bench import ablation, kept, trained
 from airlam.bench.ablation_variants import CONTRASTS, FULL, QUICK, variants
 from airlam.errors import AirlamError
 from airlam.model.backbone import build_backbone
+from airlam.model.build import lam_for
 from airlam.model.chain import Backbone
 from airlam.model.lam import LAM, count_parameters
 from airlam.model.mlp_backbone import TokenMlp
 from airlam.radio.channel import PredictionSetting
 from airlam.specs import ModelSpec, SplitSizes, spec_to_dict
 from airlam.tasks.channel_prediction import quiet
-from airlam.tasks.runs import lam_for
 from airlam.tokens.base import TokenBatch
 
 HERE = ("random_own_lora", "own_scratch", "mlp", "no_physics")  # need no package

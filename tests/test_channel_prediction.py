@@ -12,6 +12,7 @@ from airlam.datasets.catalog import packaged_spec
 from airlam.datasets.stochastic.synthesis import draw_drops
 from airlam.datasets.store import ChannelDataset, write_dataset
 from airlam.errors import DataError
+from airlam.model.build import lam_for
 from airlam.radio.channel import PredictionSetting
 from airlam.radio.prediction.path_eb import PathEb
 from airlam.specs import (
@@ -36,7 +37,6 @@ from airlam.tasks.channel_prediction import (
     with_reference,
 )
 from airlam.tasks.comparison import compare, observe
-from airlam.tasks.runs import lam_for
 from airlam.tokens.path import NUM_EXACT, NUM_ITERATIONS
 
 SPEC = PredictionSpec(num_history=8, num_horizon=2, min_snr_db=5.0, max_snr_db=15.0)

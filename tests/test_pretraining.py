@@ -23,6 +23,7 @@ from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError, SpecError
 from airlam.model import backbone as backbone_module
 from airlam.model.backbone import build_backbone
+from airlam.model.build import lam_for
 from airlam.model.lam import LAM, count_parameters
 from airlam.radio.channel import PredictionSetting
 from airlam.specs import (
@@ -39,7 +40,7 @@ from airlam.tasks import mixture_tokens
 from airlam.tasks.channel_prediction import DatasetLinks, NoisyViews, nmse_of
 from airlam.tasks.mixture_tokens import MixtureSamples
 from airlam.tasks.pretraining import SCALES, pretrain, resolve_pretraining, told_features
-from airlam.tasks.runs import finetune, lam_for, load_lam
+from airlam.tasks.runs import finetune, load_lam
 
 TINY = resolve_pretraining("tiny")
 PREDICTION = PredictionSpec(num_history=8, num_horizon=4)

@@ -16,12 +16,12 @@ from airlam.bench.few_shot import ChosenLinks, choose_drops, few_shot_training, 
 from airlam.bench.kept import weights_sha256
 from airlam.bench.transfer_targets import QUICK, find_targets, munich_spec, umi_spec
 from airlam.errors import DataError
+from airlam.model.build import lam_for
 from airlam.model.lam import LAM
 from airlam.model.storage import trainable_tensors
 from airlam.radio.channel import PredictionSetting
 from airlam.specs import ArraySpec, ModelSpec, PredictionSpec, SplitSizes
 from airlam.tasks.channel_prediction import NoisyViews, TokenSamples, quiet, tokenise_views, with_reference
-from airlam.tasks.runs import lam_for
 
 SIZES = SplitSizes(train=20, validation=0, test=20)
 

@@ -21,6 +21,7 @@ from airlam.bench.ablation_variants import CONTRASTS, FULL, QUICK, Scale, Tokeni
 from airlam.bench.kept import OnceTokenizer, Shelf, as_dict, digest, ready, weights_sha256
 from airlam.datasets.store import ChannelDataset
 from airlam.errors import AirlamError
+from airlam.model.build import lam_for
 from airlam.model.lam import LAM, count_parameters
 from airlam.radio.metrics import LinkErrors, compare_nmse, summarise_nmse
 from airlam.radio.prediction.base import Predictor
@@ -37,7 +38,7 @@ from airlam.tasks.channel_prediction import (
     with_reference,
 )
 from airlam.tasks.comparison import Comparison, compare
-from airlam.tasks.runs import describe, lam_for
+from airlam.tasks.runs import describe
 from airlam.training.loop import fit
 
 SNRS_DB = (0.0, 10.0, 20.0, 30.0)

@@ -17,6 +17,7 @@ from airlam.bench import trained
 from airlam.bench.few_shot import few_shot_training, tune_on_few
 from airlam.bench.kept import OnceTokenizer, Shelf, as_dict, ready
 from airlam.bench.transfer_targets import FULL, QUICK, Scale, Target, find_targets
+from airlam.model.build import lam_for
 from airlam.model.lam import LAM
 from airlam.radio.channel import PredictionSetting
 from airlam.radio.metrics import LinkErrors, compare_nmse, summarise_nmse
@@ -24,7 +25,6 @@ from airlam.radio.prediction import classical_predictors
 from airlam.specs import spec_to_dict
 from airlam.tasks.channel_prediction import LamPredictor, Progress
 from airlam.tasks.comparison import Comparison, compare, training_links
-from airlam.tasks.runs import lam_for
 
 SNRS_DB = (10.0, 20.0)
 ZERO_SHOT = "zero_shot"

@@ -120,6 +120,21 @@ class Backbone(nn.Module):
         """Number of blocks."""
         return len(self._layers)
 
+    def parts(self) -> dict[str, nn.Module]:
+        """What ``block`` and ``norm`` run: ``block.0``, ``block.1``, ..., and ``norm`` where there is one."""
+        found: dict[str, nn.Module] = {f"block.{index}": layer for index, layer in enumerate(self._layers)}
+        return (
+            found if self._norm_path is None else found | {"norm": self.model.get_submodule(self._norm_path)}
+        )
+
+    def part_of(self, tensor_name: str) -> str | None:
+        """Which of ``parts`` a parameter or buffer is in, by its name here; None for what ``enter`` runs."""
+        place = tensor_name.removeprefix("model.")
+        if place.startswith(self._layers_path + "."):
+            return "block." + place.removeprefix(self._layers_path + ".").partition(".")[0]
+        is_norm = self._norm_path is not None and place.startswith(self._norm_path + ".")
+        return "norm" if is_norm else None
+
     @property
     def _layers(self) -> nn.ModuleList:
         layers = self.model.get_submodule(self._layers_path)

@@ -286,8 +286,8 @@ class _Axes:
     """Waves along subcarriers, columns and rows, end to end: exp(j position turn) amplitude.
 
     sizes: of the axes; axis: int64 [sum of sizes], which coordinate; turn: float64, radians per cycle;
-    amplitude: float64, 1 / sqrt(the axis' steps); slope: float64, (step - middle) / deviation, which makes the
-    derivative: on an axis of the history the two are orthonormal.
+    amplitude: float64, 1 / sqrt(steps of the axis); slope: float64, (step - middle) / deviation, which makes
+    the derivative: on an axis of the history the two are orthonormal.
     """
 
     sizes: list[int]
