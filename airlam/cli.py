@@ -280,8 +280,60 @@ def demo(
 
 
 @app.command()
+def plan(
+    network: Annotated[
+        str, typer.Argument(help="A TOML file, or the packaged network edge_network: 20 devices, 2 servers.")
+    ] = "edge_network",
+    run: Annotated[
+        Path | None, typer.Option(help="A run spec (TOML): its model, task and batch; else --model.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Backbone, where no run is given.")] = "airlam",
+    batch: Annotated[
+        int | None, typer.Option(help="Samples a step; by default the run's, or 32; served, 1.")
+    ] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Plan inference instead of training.")] = False,
+    on_device: Annotated[
+        str, typer.Option(metavar="NAME[,NAME]", help="More modules that stay on each device.")
+    ] = "",
+    freeze_embedding: Annotated[bool, typer.Option(help="Train LoRA and head only.")] = False,
+    devices: Annotated[int | None, typer.Option(help="How many of the devices take part.")] = None,
+    same_cut: Annotated[bool, typer.Option("--same-cut", help="One cut for all devices.")] = False,
+    ranks: Annotated[str, typer.Option(metavar="R[,R]", help="LoRA ranks to choose from.")] = "",
+    rank_value: Annotated[float, typer.Option(help="Seconds that a unit of log2(1 + rank) is worth.")] = 0.0,
+    precisions: Annotated[str, typer.Option(metavar="P[,P]", help="Of fp32, bf16 and int8.")] = "fp32",
+    energy_value: Annotated[float, typer.Option(help="Seconds that a joule is worth.")] = 0.0,
+    max_latency: Annotated[float | None, typer.Option(help="Budget of a step, in seconds.")] = None,
+    max_energy: Annotated[float | None, typer.Option(help="Budget of a device's step, in joules.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Decide which device or server runs which module of a LAM, and what a step then costs."""
+    from airlam.tasks.planning import options_of, plan_network, request_of
+
+    options = options_of(
+        model=model if run is None else None,
+        batch_size=batch,
+        mode="inference" if serve else "training",
+        on_device=on_device,
+        freeze_embedding=freeze_embedding,
+        num_devices=devices,
+        same_cut=same_cut,
+        ranks=ranks,
+        rank_value_s=rank_value,
+        precisions=precisions,
+        energy_s_per_j=energy_value,
+        max_latency_s=max_latency,
+        max_energy_j=max_energy,
+    )
+    result = plan_network(request_of(network, run, **options))
+    print(json.dumps(result.values(), indent=2) if as_json else result.text())
+
+
+@app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="prediction, ablation, transfer, synthesis or dataset-io.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="prediction, ablation, transfer, synthesis, schedule, split or dataset-io."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     quick: Annotated[bool, typer.Option(help="A small setting, for tests.")] = False,
     train: Annotated[bool, typer.Option(help="Train anew what is otherwise shipped or cached.")] = False,

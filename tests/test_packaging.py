@@ -11,14 +11,59 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 UPPER = ("airlam.datasets", "airlam.tasks", "airlam.cli", "airlam.bench", "sionna")
+# planning and scheduling: numpy and scipy only, so that they start at once and can be tried by the million
+PLANNING = (
+    *(
+        "graph",
+        "network",
+        "network_spec",
+        "plan",
+        "resources",
+        "timeline",
+        "ledger",
+        "cost",
+        "exchange",
+        "pace",
+    ),
+    *(
+        "planner",
+        "planner_problem",
+        "planner_chain",
+        "planner_milp",
+        "planner_search",
+        "fleet",
+        "plan_report",
+    ),
+    *("bandwidth", "selection", "knapsack", "energy", "energy_selection", "block_allocation", "convergence"),
+    *("queues", "rounds", "policies", "rehearsal", "failures", "streams"),
+)
+RUNNING = (
+    *("flops", "flow_state", "messages", "node", "node_state", "part", "passes", "payload", "profile"),
+    *("radio_link", "ray_transport", "recipes", "routes", "run", "sample_cache", "transport"),
+)
+ABOVE_PLANNING = (
+    *(f"airlam.split.{name}" for name in RUNNING),
+    *("airlam.radio", "airlam.tokens", "airlam.model", "airlam.training", *UPPER),
+)
 # each room, with what it may not import
 FORBIDDEN = {
     "airlam/specs": ("torch", "airlam.radio", "airlam.tokens", "airlam.model", "airlam.training", *UPPER),
     "airlam/units.py": ("torch", "airlam."),
-    "airlam/radio": ("airlam.tokens", "airlam.model", "airlam.training", "transformers", "peft", *UPPER),
-    "airlam/tokens": ("airlam.model", "airlam.training", "transformers", "peft", *UPPER),
-    "airlam/model": ("airlam.training", *UPPER),
+    "airlam/radio": (
+        "airlam.tokens",
+        "airlam.model",
+        "airlam.split",
+        "airlam.training",
+        "transformers",
+        "peft",
+        *UPPER,
+    ),
+    "airlam/tokens": ("airlam.model", "airlam.split", "airlam.training", "transformers", "peft", *UPPER),
+    "airlam/model": ("airlam.split", "airlam.training", *UPPER),
     "airlam/training": UPPER,
+    "airlam/ray_cluster.py": ("torch", "airlam.radio", "airlam.split", "airlam.training", *UPPER),
+    "airlam/split": ("airlam.training", *UPPER),
+    **{f"airlam/split/{name}.py": ("torch", *ABOVE_PLANNING) for name in PLANNING},
     "airlam/results.py": ("torch", "airlam.radio", "airlam.model", "airlam.training", *UPPER),
     "airlam/pictures.py": ("torch", "airlam.radio", "airlam.model", "airlam.training", *UPPER),
     "airlam/report.py": ("airlam.model", "airlam.training", *UPPER),
@@ -35,6 +80,7 @@ FORBIDDEN = {
     "datasets": (
         "airlam.tokens",
         "airlam.model",
+        "airlam.split",
         "airlam.training",
         "airlam.results",
         "airlam.pictures",
@@ -48,7 +94,12 @@ FORBIDDEN = {
     ),
     "tasks": ("airlam.cli", "airlam.bench"),
 }
-SOLE_IMPORTERS = {"peft": {"airlam/model/lora.py"}, "ray": {"datasets/cluster.py"}}
+SOLE_IMPORTERS = {
+    "peft": {"airlam/model/lora.py"},
+    "ray": {"airlam/ray_cluster.py"},
+    "dp_accounting": {"airlam/training/privacy.py"},
+    "cvxpy": {"airlam/bench/schedule.py"},
+}
 SIONNA_ROOMS = ("datasets/", "tasks/link_level.py")
 
 
@@ -74,6 +125,11 @@ def test_every_package_is_listed() -> None:
             name = init.parent.relative_to(ROOT).as_posix().replace("/", ".")
             found.add(name if folder == "airlam" else f"airlam.{name}")
     assert found == set(CONFIG["packages"])
+
+
+def test_every_module_of_split_plans_or_runs() -> None:
+    found = {path.stem for path in sources("airlam/split")} - {"__init__"}
+    assert found == {*PLANNING, *RUNNING}
 
 
 @pytest.mark.parametrize("folder", FORBIDDEN)

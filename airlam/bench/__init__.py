@@ -8,7 +8,7 @@ from typing import Any
 
 from airlam.errors import SpecError
 
-BENCHES = ("ablation", "dataset-io", "prediction", "synthesis", "transfer")
+BENCHES = ("ablation", "dataset-io", "prediction", "schedule", "split", "synthesis", "transfer")
 
 
 def run_bench(
@@ -50,6 +50,18 @@ def run_bench(
         from airlam.bench import transfer
 
         result = transfer.run(quick=quick, data=data, on_progress=on_progress)
+    elif name == "schedule":
+        if train or data is not None:
+            raise SpecError("schedule trains nothing and draws its own cells; drop --train and --data")
+        from airlam.bench import schedule
+
+        result = schedule.run(quick, on_progress)
+    elif name == "split":
+        if train or data is not None:
+            raise SpecError("split trains for a few steps and draws its own data; drop --train and --data")
+        from airlam.bench import split
+
+        result = split.run(quick, on_progress)
     elif name == "synthesis":
         if train or data is not None:
             raise SpecError("synthesis trains nothing and draws its own data; drop --train and --data")

@@ -9,6 +9,7 @@ from airlam.specs.channel import (
     PlacementSpec,
 )
 from airlam.specs.dataset import DatasetSpec, SplitSizes
+from airlam.specs.network import CellSpec, DeviceSpec, NetworkSpec, ScenarioSpec, ServerSpec, WireSpec
 from airlam.specs.pretraining import MixtureSpec, PretrainingSpec
 from airlam.specs.reading import parse_spec, read_spec, require, spec_from_dict, spec_to_dict, spec_to_toml
 from airlam.specs.run import LinkSpec, ModelSpec, PredictionSpec, RunSpec, TrainingSpec
@@ -27,26 +28,32 @@ __all__ = [
     "ArraySpec",
     "BeamSensorSpec",
     "CameraSpec",
+    "CellSpec",
     "ChannelModel",
     "ChannelSpec",
     "CsiSensorSpec",
     "DatasetSpec",
+    "DeviceSpec",
     "GridSpec",
     "InertialSensorSpec",
     "LinkSpec",
     "MixtureSpec",
     "MobilitySpec",
     "ModelSpec",
+    "NetworkSpec",
     "PlacementSpec",
     "PositionSensorSpec",
     "PredictionSpec",
     "PretrainingSpec",
     "RangeSensorSpec",
     "RunSpec",
+    "ScenarioSpec",
     "SensorsSpec",
+    "ServerSpec",
     "SiteSpec",
     "SplitSizes",
     "TrainingSpec",
+    "WireSpec",
     "parse_spec",
     "read_spec",
     "require",
