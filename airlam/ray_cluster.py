@@ -19,7 +19,7 @@ from airlam.errors import DataError
 LOCAL = "local"
 LEAST_STORE_BYTES = 128 * 2**20  # of objects; Ray takes no less than 75 MiB
 _KNOCK_S = 5.0
-_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # read by ray.init
 
 _log = logging.getLogger(__name__)
 
@@ -82,15 +82,13 @@ def _out_of_reach(address: str, error: Exception) -> DataError:
 
 
 def _library(address: str) -> Any:
-    """Ray, which reads some settings when it is imported: a process that has it keeps those it had."""
-    settings = dict(_SETTINGS)
-    if address == LOCAL and "RAY_AUTH_MODE" not in os.environ:
-        settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    if "ray" not in sys.modules:
-        for name, value in settings.items():
-            os.environ.setdefault(name, value)
-    elif address == LOCAL and os.environ.get("RAY_AUTH_MODE") != "token":
+    """Ray, which reads how it lets others in when it is imported: a process that has it keeps what it had."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if address == LOCAL and "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":
         _log.warning("Ray was imported before, so it asks for no token: others on this machine can use it")
+    elif address == LOCAL and "RAY_AUTH_MODE" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
         import ray
     except ImportError:

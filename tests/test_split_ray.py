@@ -96,7 +96,17 @@ def session() -> Iterator[Session]:
     gc.collect()  # while warnings are those of this module
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As an actor has: sums are the same to the bit where they are taken in the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @needs_ray
+@pytest.mark.usefixtures("one_thread")
 def test_actors_do_to_the_bit_what_this_process_does(session: Session) -> None:
     model = lam()
     local = holding(local_session(model, plan(), adamw), model)
