@@ -47,6 +47,7 @@ def run_generate(spec: Path, path: Path, *options: str) -> subprocess.CompletedP
     command = [sys.executable, "-P", "-m", "airlam", "generate", str(spec), "-o", str(path), *options]
     return subprocess.run(command, capture_output=True, text=True)
 
+
 ORPHANING = """
 import pathlib, sys, time
 from airlam.datasets.generate import generate
@@ -199,7 +200,9 @@ def test_a_ray_cluster_out_of_reach_is_one_line(address: str, tmp_path: Path) ->
     (spec := tmp_path / "spec.toml").write_text(spec_to_toml(SPEC))
     done = run_generate(spec, tmp_path / "set.h5", "--ray", address)
     assert done.returncode == 2
-    assert re.search(f"airlam: no Ray cluster at {address!r} .* ray start --head", done.stderr.splitlines()[-1])
+    assert re.search(
+        f"airlam: no Ray cluster at {address!r} .* ray start --head", done.stderr.splitlines()[-1]
+    )
     assert list(tmp_path.iterdir()) == [spec]
 
 
