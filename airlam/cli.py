@@ -213,6 +213,10 @@ def dataset_import(
 def finetune(
     run: Annotated[Path, typer.Argument(help="A run spec (TOML).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of runs.")] = Path("runs"),
+    transport: Annotated[
+        str,
+        typer.Option(help="Where devices and server of a [network] run: inprocess, ray, ray:HOST:PORT."),
+    ] = "inprocess",
 ) -> None:
     """Fine-tune a LAM. Killed or interrupted, it goes on from its last checkpoint."""
     from airlam.console import Progress
@@ -220,7 +224,7 @@ def finetune(
     from airlam.tasks.runs import finetune as start
 
     with Progress() as progress:
-        folder = start(read_spec(RunSpec, run), run.parent, output, progress)
+        folder = start(read_spec(RunSpec, run), run.parent, output, progress, transport=transport)
     print((folder / "summary.json").read_text(), end="")
     print(folder)
 
@@ -332,7 +336,9 @@ def plan(
 def bench(
     name: Annotated[
         str,
-        typer.Argument(help="prediction, ablation, transfer, synthesis, schedule, split or dataset-io."),
+        typer.Argument(
+            help="prediction, ablation, transfer, synthesis, schedule, split, federated or dataset-io."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     quick: Annotated[bool, typer.Option(help="A small setting, for tests.")] = False,

@@ -116,6 +116,10 @@ def pictures(result: EvaluationResult) -> list[Picture]:
         figures.insert(3, Picture(title="Users", caption=caption, svg=_user_cdf(result)))
     if result.training:
         figures.append(Picture(title="Fine-tuning", caption="", svg=_training_curve(result)))
+    if result.network:
+        caption = "Of the fine-tuning by the network's devices, on its virtual clock."
+        svg = _curve_of_time(result)
+        figures.append(Picture(title="Accuracy against time", caption=caption, svg=svg))
     return figures
 
 
@@ -188,6 +192,16 @@ def _training_curve(result: EvaluationResult) -> Markup:
         axes.set_ylabel("loss")
 
     return _svg("Fine-tuning", draw)
+
+
+def _curve_of_time(result: EvaluationResult) -> Markup:
+    def draw(axes: Axes) -> None:
+        points = [(row.now_s, row.nmse) for row in result.network]
+        axes.plot(*zip(*points, strict=True), label="validation", color=_LAM_COLORS[0])
+        axes.set_xlabel("virtual time, s")
+        axes.set_ylabel("pooled NMSE")
+
+    return _svg("Accuracy against time", draw)
 
 
 def _plain(text: str) -> str:

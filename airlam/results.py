@@ -83,6 +83,15 @@ class TrainingRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkRow:
+    """Validation NMSE of a fine-tuning by a network's devices, when so much virtual time had passed."""
+
+    now_s: float
+    uplink_bytes: int
+    nmse: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CostRow:
     """One cost of one method, e.g. quantity "trainable share", unit "%"."""
 
@@ -114,6 +123,7 @@ class EvaluationResult:
     snr_db_at_target_bler: dict[str, float | None] = field(default_factory=dict)
     user_nmse: dict[str, tuple[float, ...]] = field(default_factory=dict)
     training: tuple[TrainingRow, ...] = ()
+    network: tuple[NetworkRow, ...] = ()
     cost: tuple[CostRow, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -156,6 +166,7 @@ class EvaluationResult:
             "link": LinkRow,
             "gains": GainRow,
             "training": TrainingRow,
+            "network": NetworkRow,
             "cost": CostRow,
         }
         try:

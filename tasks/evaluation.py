@@ -15,7 +15,15 @@ from airlam.radio.metrics import LinkErrors, compare_nmse, summarise_nmse
 from airlam.radio.prediction import classical_predictors
 from airlam.radio.prediction.base import Predictor
 from airlam.report import write_report
-from airlam.results import CostRow, EvaluationResult, GainRow, Method, PredictionRow, TrainingRow
+from airlam.results import (
+    CostRow,
+    EvaluationResult,
+    GainRow,
+    Method,
+    NetworkRow,
+    PredictionRow,
+    TrainingRow,
+)
 from airlam.specs import RunSpec
 from airlam.tasks.channel_prediction import DatasetLinks, Progress, quiet
 from airlam.tasks.comparison import BATCH_LINKS, Comparison, compare, observe, training_links
@@ -119,6 +127,7 @@ def evaluate(folder: Path, link: bool = True, on_progress: Progress = quiet) -> 
             prediction=tuple(prediction_rows(comparison)),
             user_nmse=user_nmse(comparison, [*names, LAM]),
             training=_training_rows(folder),
+            network=_network_rows(folder),
             cost=tuple(_cost_rows(folder, comparison)),
             versions=software_versions(),
             notes=tuple(notes),
@@ -299,6 +308,15 @@ def _training_rows(folder: Path) -> tuple[TrainingRow, ...]:
     )
 
 
+def _network_rows(folder: Path) -> tuple[NetworkRow, ...]:
+    """Of a run with a network; other runs have none."""
+    curve = summary_of(folder).get("federated", {}).get("curve", [])
+    return tuple(
+        NetworkRow(now_s=point["now_s"], uplink_bytes=point["uplink_bytes"], nmse=point["nmse"])
+        for point in curve
+    )
+
+
 def _cost_rows(folder: Path, comparison: Comparison) -> list[CostRow]:
     summary = summary_of(folder)
     rows = [
@@ -311,6 +329,15 @@ def _cost_rows(folder: Path, comparison: Comparison) -> list[CostRow]:
         ),
         CostRow(method=LAM, quantity="peak memory", value=summary["peak_memory_bytes"] / 2**20, unit="MiB"),
     ]
+    together = summary.get("federated")
+    if together is not None:
+        amounts = (
+            ("virtual time of the network", together["virtual_seconds"], "s"),
+            ("sent up by devices", together["uplink_bytes"] / 2**20, "MiB"),
+            ("sent down to devices", together["downlink_bytes"] / 2**20, "MiB"),
+            ("energy of devices", together["energy_j"], "J"),
+        )
+        rows += [CostRow(method=LAM, quantity=name, value=value, unit=unit) for name, value, unit in amounts]
     rows += [
         CostRow(method=name, quantity="prediction", value=1000 * seconds, unit="ms a link")
         for name, seconds in comparison.seconds_per_link.items()

@@ -26,9 +26,11 @@ from airlam.specs import (
     RunSpec,
     TrainingSpec,
     read_spec,
+    require,
     spec_to_dict,
     spec_to_toml,
 )
+from airlam.split.transport import ray_address
 from airlam.tasks.channel_prediction import (
     DatasetLinks,
     LamPredictor,
@@ -51,12 +53,20 @@ TOKENS_FOLDER = "tokens"
 VALIDATION_SAMPLES = 256
 
 
-def finetune(spec: RunSpec, base: Path, output: Path, on_progress: Progress = quiet) -> Path:
+def finetune(
+    spec: RunSpec, base: Path, output: Path, on_progress: Progress = quiet, *, transport: str = "inprocess"
+) -> Path:
     """Fine-tunes a LAM and returns the run's folder, ``output / spec.name``.
 
     The spec's dataset is relative to ``base``. A run that was killed goes on from its last checkpoint, a
-    finished one is left alone; a folder that holds another spec's run raises DataError.
+    finished one is left alone; a folder that holds another spec's run raises DataError. transport: where the
+    nodes of a run with a network are, ``inprocess``, ``ray`` or ``ray:ADDRESS``; the weights are the same.
     """
+    address = ray_address(transport)
+    require(
+        address is None or spec.network is not None,
+        f"transport {transport!r} is for runs with a [network]; {spec.name} has none, so drop it",
+    )
     spec = dataclasses.replace(spec, dataset=str((base / spec.dataset).resolve()))
     # a local folder is relative to the spec, as the dataset is
     if spec.model.backbone not in NAMED and (base / spec.model.backbone).is_dir():
@@ -72,9 +82,16 @@ def finetune(spec: RunSpec, base: Path, output: Path, on_progress: Progress = qu
         sources = {split: DatasetLinks(dataset, split, spec.prediction) for split in ("train", "validation")}
         lam = lam_for(spec.model, sources["train"].setting, spec.training.seed)
         identity = spec_to_toml(spec) + data_sha256(dataset)
-        summary = tune(lam, sources, spec.prediction, spec.training, folder, on_progress, identity)
+        own: dict[str, Any] = {}
+        if spec.network is None:
+            summary = tune(lam, sources, spec.prediction, spec.training, folder, on_progress, identity)
+        else:
+            from airlam.tasks.federated import tune_together
+
+            place = tokens_folder(folder, identity)
+            summary, own = tune_together(spec, lam, sources, folder, place, on_progress, identity, address)
         lam.save(folder / LAM_FOLDER)
-        write_json(folder / SUMMARY_FILE, {**summary.to_dict(), **_data_summary(spec, dataset)})
+        write_json(folder / SUMMARY_FILE, {**summary.to_dict(), **own, **_data_summary(spec, dataset)})
     shutil.rmtree(folder / TOKENS_FOLDER)
     return folder
 
@@ -102,7 +119,7 @@ def tune(
             seed=2 * training.seed + index,
             augment=split == "train",
         )
-        place = folder / TOKENS_FOLDER / hashlib.sha256(identity.encode()).hexdigest()[:16] / split
+        place = tokens_folder(folder, identity) / split
         tokens = tokenise_views(lam.tokenizer, views, place, f"tokenising {split}", on_progress)
         samples[split] = with_reference(lam, tokens)
     summary = fit(
@@ -119,6 +136,11 @@ def tune(
         raise KeyboardInterrupt
     lam.cpu()
     return summary
+
+
+def tokens_folder(folder: Path, identity: str) -> Path:
+    """Where a run's tokens are kept, under a digest of all that decides them."""
+    return folder / TOKENS_FOLDER / hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def _claim(folder: Path, spec: RunSpec) -> None:

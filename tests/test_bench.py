@@ -11,19 +11,21 @@ import pytest
 import torch
 
 from airlam import cli
-from airlam.bench import trained
-from airlam.bench.prediction import csi4cast, sca, sumrate
+from airlam.bench import ablation_settings, trained
+from airlam.bench.ablation_variants import QUICK
+from airlam.bench.prediction import csi4cast, quadriga, sca, sumrate
 from airlam.bench.prediction.quadriga import mean_over_speeds
-from airlam.bench.prediction.sources import drawn_links
+from airlam.bench.prediction.sources import drawn_links, load_foreign
 from airlam.bench.prediction.table import RATIO, Row
 from airlam.datasets.catalog import CSI4CAST_CELLS
 from airlam.datasets.generate import generate
 from airlam.datasets.stochastic.synthesis import draw_drops
 from airlam.datasets.store import ChannelDataset, write_dataset
 from airlam.errors import DataError, SpecError
+from airlam.model.build import lam_for
 from airlam.radio.metrics import LinkErrors
 from airlam.radio.prediction.path_eb import PathEb
-from airlam.specs import SplitSizes
+from airlam.specs import ModelSpec, SplitSizes
 from airlam.tasks.channel_prediction import DatasetLinks, quiet
 from airlam.tasks.comparison import compare
 
@@ -80,7 +82,7 @@ def assert_every_setting_is_there(figures: dict[str, float], rows: list[dict[str
     assert figures["worst_cell_lam_over_best_classical"] == max(ratios.values())
     worst = next(row for row in rows if row["metric"] == "worst_cell_lam_over_best_classical")
     assert ratios[worst["setting"], worst["snr_db"], worst["group"]] == worst["value"]
-    over_bar = [row["value"] for row in rows if row["metric"] == "lam_over_bar"]
+    over_bar = [row["value"] for row in rows if row["metric"] == "over_bar"]
     assert figures["csi4cast.cells_won"] == sum(value < 1 for value in over_bar)
     for speed in (0, 30, 60):
         assert figures[f"sca.{speed}kmh.db"] < 3
@@ -127,10 +129,31 @@ def test_foreign_data_is_scored_as_published(
     # one plane wave, no noise: its delay carries the history over to the downlink
     assert figures["quadriga_fdd.path_eb"] < 0.02 < 0.5 < figures["quadriga_fdd.hold"]
     assert "worst_cell_lam_over_best_classical" not in figures  # foreign data have no cells of Sionna's
+    assert_variants_stand_beside(figures, tmp_path / "set_dev.npz")
     (tmp_path / "set_train.npz").unlink()
     with pytest.raises(DataError, match=r"_train\.npz"):
         monkeypatch.setattr(sys, "argv", ["airlam", "bench", *command])
         cli.app(standalone_mode=False)
+
+
+def assert_variants_stand_beside(figures: dict[str, float], data: Path) -> None:
+    """The ablation's variants are measured on the same links: everyone else's figures are the same."""
+    setting = load_foreign(data, "tdd")[0].setting
+    spec = ModelSpec(backbone="mlp", num_layers=1, tuning="scratch")
+    patch = dataclasses.replace(spec, tokenizer="patch")
+    lams = {"path": lam_for(spec, setting, seed=0), "patch": lam_for(patch, setting, seed=0)}
+    chosen = (quadriga.TDD, quadriga.FDD)
+    parts = ablation_settings.measure(chosen, lams, QUICK, data, quiet)
+    found = {name: value for part in parts for name, value in part.figures.items()}
+    for view in ("quadriga.as_published", "quadriga.clean", "quadriga_fdd"):
+        assert found[f"{view}.hold"] == figures[f"{view}.hold"]
+        assert found[f"{view}.path_eb"] == figures[f"{view}.path_eb"]
+        assert found[f"{view}.path"] == pytest.approx(figures[f"{view}.path_eb"], rel=0.2, abs=1e-3)
+        ratio = found[f"{view}.path"] / found[f"{view}.best_classical"]
+        assert found[f"{view}.path_over_best_classical"] == pytest.approx(ratio)
+    # patches that learned nothing hold the last slot; on other frequencies they say nothing
+    assert found["quadriga.clean.patch"] == pytest.approx(figures["quadriga.clean.hold"], rel=1e-3)
+    assert found["quadriga_fdd.patch"] > 0.5
 
 
 @pytest.mark.parametrize(

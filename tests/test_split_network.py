@@ -17,7 +17,7 @@ from airlam.split.network import (
 )
 from airlam.split.network_spec import edge_network
 from airlam.split.plan import Allocation, Schedule
-from airlam.split.resources import Resources
+from airlam.split.resources import Resources, broadcast_s
 
 
 def node(name: str, kind: str = "device", flops: float = 10.0) -> Node:
@@ -80,6 +80,15 @@ def test_times_and_energies_of_a_message() -> None:
     assert given.transfer_energy_j("a", "s1", 125) == {"a": pytest.approx(1000 / up_rate), "s0": 0}
     down_rate = 2000 * math.log2(1 + 4 * 3 / 2)
     assert given.transfer_energy_j("s1", "a", 125) == {"s1": 0, "s0": pytest.approx(4 * 1000 / down_rate)}
+
+
+def test_a_broadcast_waits_for_the_weakest_that_can_be_reached() -> None:
+    rate = 2000 * math.log2(1 + 4 * 0.5 / (2000 * 1e-3))  # of b, on the whole band with all power
+    assert broadcast_s(network(), "s0", 100) == pytest.approx(0.01 + 800 / rate)  # a's latency is the longer
+    alone = network().with_gains({"b": 0.0})
+    assert broadcast_s(alone, "s0", 100) == pytest.approx(0.01 + 800 / (2000 * math.log2(1 + 4 * 3 / 2)))
+    assert broadcast_s(network(), "s0", 0) == 0
+    assert broadcast_s(network().with_gains({"a": 0.0, "b": 0.0}), "s0", 100) == 0
 
 
 def test_no_band_no_rate() -> None:

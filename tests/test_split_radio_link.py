@@ -14,7 +14,7 @@ from airlam.split.network import EdgeNetwork, Node, RadioCell, RadioLink, WiredL
 from airlam.split.pace import NetworkPace
 from airlam.split.payload import pack, unpack
 from airlam.split.plan import Schedule, SplitPlan
-from airlam.split.radio_link import Air, LinkEffects, over_the_air_sum
+from airlam.split.radio_link import EVERYONE, Air, LinkEffects, over_the_air_sum
 
 LOSSY = {("d0", "s"): LinkEffects(loss_probability=0.3)}
 
@@ -30,6 +30,14 @@ def test_an_ideal_link_changes_nothing_and_counts_everything() -> None:
     assert air.clock.now_s == 0
     assert air.carry(sent, flow="d0", step=0, sender="d0", receiver="d0") is sent  # stays at its node
     assert air.traffic.num_messages == 1
+
+
+def test_a_broadcast_is_counted_once_and_takes_everybody_as_long() -> None:
+    air = Air()
+    air.clock.advance("d1", 1.0)
+    air.broadcast({"weights": torch.ones(5)}, sender="s", flows=["d0", "d1"], seconds=0.25)
+    assert air.traffic.sent == {("s", EVERYONE, "weights"): 5 * 32} and air.traffic.num_messages == 1
+    assert air.clock.seconds == {"d0": 0.25, "d1": 1.25}
 
 
 def test_noise_has_its_snr() -> None:

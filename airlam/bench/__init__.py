@@ -8,7 +8,7 @@ from typing import Any
 
 from airlam.errors import SpecError
 
-BENCHES = ("ablation", "dataset-io", "prediction", "schedule", "split", "synthesis", "transfer")
+BENCHES = ("ablation", "dataset-io", "federated", "prediction", "schedule", "split", "synthesis", "transfer")
 
 
 def run_bench(
@@ -50,6 +50,12 @@ def run_bench(
         from airlam.bench import transfer
 
         result = transfer.run(quick=quick, data=data, on_progress=on_progress)
+    elif name == "federated":
+        if train or data is not None:
+            raise SpecError("federated trains in each run and draws its own data; drop --train and --data")
+        from airlam.bench import federated
+
+        result = federated.run(quick, on_progress)
     elif name == "schedule":
         if train or data is not None:
             raise SpecError("schedule trains nothing and draws its own cells; drop --train and --data")

@@ -72,7 +72,7 @@ class OnceTokenizer:
     """
 
     def __init__(self, tokenizer: CsiTokenizer) -> None:
-        self.num_features = tokenizer.num_features
+        self.setting, self.num_features = tokenizer.setting, tokenizer.num_features
         self.seconds = 0.0
         self._tokenizer = tokenizer
         self._history: torch.Tensor | None = None

@@ -9,6 +9,7 @@ from airlam.specs.channel import (
     PlacementSpec,
 )
 from airlam.specs.dataset import DatasetSpec, SplitSizes
+from airlam.specs.federated import FaultSpec, FederatedSpec
 from airlam.specs.network import CellSpec, DeviceSpec, NetworkSpec, ScenarioSpec, ServerSpec, WireSpec
 from airlam.specs.pretraining import MixtureSpec, PretrainingSpec
 from airlam.specs.reading import parse_spec, read_spec, require, spec_from_dict, spec_to_dict, spec_to_toml
@@ -34,6 +35,8 @@ __all__ = [
     "CsiSensorSpec",
     "DatasetSpec",
     "DeviceSpec",
+    "FaultSpec",
+    "FederatedSpec",
     "GridSpec",
     "InertialSensorSpec",
     "LinkSpec",

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from airlam.specs.federated import FederatedSpec
+from airlam.specs.network import NetworkSpec
 from airlam.specs.reading import require
 
 
@@ -111,7 +113,10 @@ class LinkSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
-    """One fine-tuning run: ``airlam finetune RUN.toml`` writes ``runs/<name>``."""
+    """One fine-tuning run: ``airlam finetune RUN.toml`` writes ``runs/<name>``.
+
+    With a network its devices fine-tune together, as ``federated`` says; without, one machine does.
+    """
 
     name: str
     dataset: str  # an HDF5 file, relative to the run spec
@@ -120,8 +125,14 @@ class RunSpec:
     model: ModelSpec = field(default_factory=ModelSpec)
     training: TrainingSpec = field(default_factory=TrainingSpec)
     link: LinkSpec = field(default_factory=LinkSpec)
+    network: NetworkSpec | None = None
+    federated: FederatedSpec | None = None  # None with a network: the defaults
 
     def __post_init__(self) -> None:
+        require(
+            self.network is not None or self.federated is None,
+            "[federated] needs a [network] whose devices take part; add one or drop it",
+        )
         require(
             bool(self.name) and "/" not in self.name and not self.name.startswith("."),
             f"name is {self.name!r}; it names the run's folder, so no '/' and no leading '.'",

@@ -33,6 +33,11 @@ class Policy(Protocol):
         """After a round: its delay, and the energy of each device that spent any."""
         ...
 
+    @property
+    def backlog(self) -> float:
+        """Of the delay queue, in budgets of a round; 0 where there is none."""
+        ...
+
     def memory(self) -> str:
         """What ``recall`` needs to go on as if nothing had stopped; text for a checkpoint."""
         ...
@@ -130,6 +135,11 @@ class DriftPlusPenalty:
         """Moves the queues on."""
         self.queues = self.queues.after(self.spec.budgets, delay_s, energy_j)
 
+    @property
+    def backlog(self) -> float:
+        """Q."""
+        return self.queues.delay
+
     def memory(self) -> str:
         """The queues, as JSON."""
         return self.queues.to_json()
@@ -149,6 +159,11 @@ class _Memoryless:
 
     def record(self, delay_s: float, energy_j: Mapping[str, float]) -> None:
         """Nothing to remember."""
+
+    @property
+    def backlog(self) -> float:
+        """None."""
+        return 0.0
 
     def memory(self) -> str:
         """Empty."""
@@ -225,6 +240,11 @@ class EqualBandwidth:
     def record(self, delay_s: float, energy_j: Mapping[str, float]) -> None:
         """Tells the policy."""
         self.policy.record(delay_s, energy_j)
+
+    @property
+    def backlog(self) -> float:
+        """The policy's."""
+        return self.policy.backlog
 
     def memory(self) -> str:
         """The policy's."""

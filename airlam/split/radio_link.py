@@ -21,6 +21,7 @@ from airlam.split.streams import stream_seed
 from airlam.split.timeline import Phase
 from airlam.units import db_to_linear
 
+EVERYONE = "*"  # receiver of what is broadcast
 ANALOGUE = ("features", "hidden", "gradient")  # what noise and erasures reach; all else is sent protected
 
 
@@ -143,6 +144,15 @@ class Air:
                 node=sender, kind="lost", reason=f"nothing came through to {receiver} in {attempts} attempts"
             )
         return tensors if draw is None else _received(tensors, effects, draw)
+
+    def broadcast(self, tensors: Tensors, *, sender: str, flows: Iterable[str], seconds: float) -> None:
+        """One message to all, counted once as received by ``EVERYONE``; it arrives as it was sent.
+
+        seconds: what it takes, for each of these flows: the rate is one at which all of them receive it.
+        """
+        self._count(tensors, sender, EVERYONE, 1)
+        for flow in flows:
+            self.clock.advance(flow, seconds)
 
     def work(self, modules: Sequence[str], *, flow: str, node: str, phase: Phase) -> None:
         """The flow's clock advances by a node's work."""

@@ -8,7 +8,7 @@ how to build a node. Weights go to each actor once, its own and no others. Who m
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from airlam.split.recipes import NodeRecipe, named
 from airlam.split.transport import Answer
 
 BUILD_S = 300.0  # for an actor to find its place, import torch and take its weights
+_TRACE = 1e-3  # of a resource that only says where; Ray counts no less than 1e-4
 _ERROR = "error"
 _ERRORS: dict[str, type[AirlamError]] = {
     kind.__name__: kind for kind in (MessageError, DataError, SpecError, AirlamError)
@@ -156,6 +157,16 @@ class RayTransport:
         if kind is MessageError:
             return MessageError(message.header.text)
         raise kind(message.header.text)
+
+
+def lent_resources(address: str, nodes: Iterable[str]) -> dict[str, dict[str, float]]:
+    """``resources`` that put each node on the machine that lends one by its name, where any does.
+
+    A machine does by ``ray start --resources '{"NODE": 1}'``. Connects to Ray, and stays connected.
+    """
+    ray, _ = connect(address)
+    lent = ray.cluster_resources()
+    return {node: {node: _TRACE} for node in nodes if node in lent}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ Functions are named as ``package.module:name`` and found by import, so none trav
 
 import dataclasses
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from airlam.model.lam import LAM
 from airlam.radio.channel import PredictionSetting
 from airlam.specs import ModelSpec, spec_from_dict, spec_to_dict
 from airlam.split.messages import Tensors
-from airlam.split.node import SplitNode
+from airlam.split.node import MakeOptimiser, SplitNode
 from airlam.split.part import LamPart, owner_of
 from airlam.split.plan import SplitPlan
 
@@ -86,22 +86,39 @@ def lam_node(
     optimiser_options: Mapping[str, float],
     seed: int,
 ) -> SplitNode:
-    """A node of ``lam_recipes``, its weights still at random.
+    """A node of ``lam_recipes``, its weights still at random."""
+    part = part_of_shape(model, setting, trainable, modules)
+    return SplitNode(name, part, named(loss), maker_of(optimiser, optimiser_options), seed=seed)
 
-    The whole LAM's shape is built once, at random and without reading weights, and all but the node's modules
-    are dropped again.
+
+def part_of_shape(
+    model: Mapping[str, Any], setting: Mapping[str, Any], trainable: Sequence[str], modules: Sequence[str]
+) -> LamPart:
+    """Some modules of a LAM, at random.
+
+    The whole LAM's shape is built once, without reading weights, and all but these modules are dropped again.
     """
     spec = dataclasses.replace(spec_from_dict(ModelSpec, dict(model)), random_weights=True)
     lam = lam_for(spec, spec_from_dict(PredictionSetting, dict(setting)), seed=0)
     for own, parameter in lam.named_parameters():
         parameter.requires_grad_(own in set(trainable))
+    return LamPart(lam, modules)
+
+
+def maker_of(optimiser: str, options: Mapping[str, float]) -> MakeOptimiser:
+    """Makes the named optimiser with these options."""
     make = named(optimiser)
 
     def make_optimiser(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        made: torch.optim.Optimizer = make(parameters, **optimiser_options)
+        made: torch.optim.Optimizer = make(parameters, **options)
         return made
 
-    return SplitNode(name, LamPart(lam, modules), named(loss), make_optimiser, seed=seed)
+    return make_optimiser
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """``package.module:name``, under which ``named`` finds it again."""
+    return f"{function.__module__}:{function.__qualname__}"
 
 
 def named(reference: str) -> Any:

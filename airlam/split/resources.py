@@ -12,6 +12,21 @@ from airlam.split.network import EdgeNetwork, Hop, RadioLink, rate_bps
 from airlam.split.plan import Allocation, Schedule
 
 
+def broadcast_s(network: EdgeNetwork, server: str, payload_bytes: float) -> float:
+    """One message to all devices of a server's cell that have a channel; 0 where there is nothing to send.
+
+    It has the whole downlink band and all power, and the rate of the weakest, so that all receive it:
+    8 bytes / (B log2(1 + p min_k g_k / (B N0))), and the longest latency of any.
+    """
+    cell = network.cell_of[server]
+    reached = [link for link in network.radio_links if link.server == server and link.gain > 0]
+    if not payload_bytes or not reached:
+        return 0.0
+    weakest = min(link.gain for link in reached)
+    rate = rate_bps(cell.downlink_bandwidth_hz, cell.downlink_power_w, weakest, cell.noise_psd_w_per_hz)
+    return max(link.latency_s for link in reached) + 8 * payload_bytes / rate
+
+
 @dataclass(frozen=True, kw_only=True)
 class Resources:
     """One flow's part of the network.

@@ -101,6 +101,11 @@ class Session:
         self._held[flow] = tokens
         self._forget_kept(flow)
 
+    def kept_rows(self, flow: str) -> frozenset[int] | None:
+        """Samples whose rows of a frozen first stage need not be sent again; None where none are kept."""
+        kept = self._kept[flow]
+        return None if kept is None else frozenset(kept)
+
     def forward_backward(self, step: int, batches: Mapping[str, torch.Tensor]) -> Round:
         """One pass of the named flows, each over the samples at its indices (int64 [batch]).
 

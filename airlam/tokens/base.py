@@ -5,6 +5,8 @@ from typing import Protocol
 
 import torch
 
+from airlam.radio.channel import PredictionSetting
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBatch:
@@ -41,8 +43,12 @@ class TokenBatch:
 
 
 class CsiTokenizer(Protocol):
-    """CSI to tokens; has no trainable weights (those start at the LAM's embedding)."""
+    """CSI to tokens; has no trainable weights (those start at the LAM's embedding).
 
+    setting: what it was made for.
+    """
+
+    setting: PredictionSetting
     num_features: int
 
     def tokenise(self, history: torch.Tensor, noise_variance: torch.Tensor) -> TokenBatch:

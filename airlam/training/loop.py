@@ -29,7 +29,7 @@ from airlam.training.metrics import (
     count_flops,
     peak_memory_bytes,
 )
-from airlam.training.optimiser import adamw, learning_rate
+from airlam.training.optimiser import adamw, adamw_options, learning_rate
 from airlam.training.precision import choose_device, choose_precision, set_precision
 
 METRICS_FILE = "metrics.jsonl"
@@ -109,7 +109,7 @@ class _Trainer:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
             raise SpecError("nothing in this model trains; choose another tuning")
-        self.optimiser = adamw(self.parameters, spec)
+        self.optimiser = adamw(self.parameters, **adamw_options(spec))
         self.sampler = make_sampler(samples, spec.seed)
         self.state = _State()
         self.best: dict[str, torch.Tensor] = {}

@@ -23,10 +23,15 @@ def learning_rate(spec: TrainingSpec, step: int) -> float:
     return spec.learning_rate * min(1.0, (step + 1) / warm_up) * shape
 
 
-def adamw(parameters: list[nn.Parameter], spec: TrainingSpec) -> torch.optim.AdamW:
+def adamw(parameters: list[nn.Parameter], *, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """Decay pulls matrices only; biases, norms and gates are left alone."""
     groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": spec.weight_decay},
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=spec.learning_rate, betas=_BETAS)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=_BETAS)
+
+
+def adamw_options(spec: TrainingSpec) -> dict[str, float]:
+    """What ``adamw`` takes of a spec."""
+    return {"learning_rate": spec.learning_rate, "weight_decay": spec.weight_decay}
