@@ -25,6 +25,8 @@ $(VENV)/.core: $(VENV)/.torch pyproject.toml constraints.txt weights.txt
 
 $(VENV)/.dev: $(VENV)/.core
 	$(PIP) --editable '.[dev,litert,notebooks,pretrained,ray]'
+	# of what it needs only attrs is newer here than it declares, and all it does is tested
+	$(PIP) --no-deps dp-accounting==0.6.0
 	touch $@
 
 demo: env

@@ -7,7 +7,7 @@ why, delay, bytes, energy, loss, NMSE) and ``rounds.csv``, the same as a table.
 import copy
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,6 @@ from airlam.model.storage import assign_tensors, trainable_tensors
 from airlam.specs import FederatedSpec, NetworkSpec, RunSpec, require
 from airlam.split.graph import ModuleGraph
 from airlam.split.messages import Tensors
-from airlam.split.network import EdgeNetwork
-from airlam.split.network_spec import edge_network
 from airlam.split.node import nmse_loss
 from airlam.split.profile import profile_lam
 from airlam.tasks.channel_prediction import (
@@ -29,12 +27,13 @@ from airlam.tasks.channel_prediction import (
     tokenise_views,
 )
 from airlam.tasks.device_data import device_samples, divide_links
+from airlam.tasks.drawn_network import Drawn, drawn
 from airlam.tokens.base import TokenBatch
 from airlam.training.federated.layout import layout_of, prepare
 from airlam.training.federated.report import TABLE_FILE, RoundReport, write_table
 from airlam.training.federated.run import Evaluate, FederatedResult, train_together
 from airlam.training.federated.scheduling import policy_of
-from airlam.training.federated.setup import Gains, Setup
+from airlam.training.federated.setup import Setup
 from airlam.training.federated.state import typical_round
 from airlam.training.loop import METRICS_FILE
 from airlam.training.metrics import MetricsLog, TrainingSummary, peak_memory_bytes
@@ -49,27 +48,6 @@ def prediction_loss(lam: LAM, output: Tensors, context: Tensors) -> torch.Tensor
     """``airlam.tasks.channel_prediction.prediction_loss`` where the head is; float32 [batch]."""
     nmse = nmse_loss(lam, output, context)
     return torch.log(nmse + _FLOOR) + 0.5 * nmse / context["reference_nmse"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drawn:
-    """A network with the channels of each round."""
-
-    network: EdgeNetwork
-    gains: Gains
-
-
-def drawn(spec: NetworkSpec) -> Drawn:
-    """The network of a spec; Sionna is loaded only where channels fade or a device has no gain of its own."""
-    fixed = {name: device.path_gain_db for name, device in spec.devices_by_name.items()}
-    if spec.scenario.fading == "none" and None not in fixed.values():
-        network = edge_network(spec)
-        constant = {link.device: link.gain for link in network.radio_links}
-        return Drawn(network=network, gains=lambda round_index: constant)
-    from airlam.datasets.edge_scenario import draw_scenario
-
-    scenario = draw_scenario(spec)
-    return Drawn(network=edge_network(spec, scenario.mean_gains()), gains=scenario.gains)
 
 
 def setup_of(

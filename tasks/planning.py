@@ -28,13 +28,13 @@ from airlam.specs import (
 from airlam.split.fleet import OWN_DEVICE, Fleet, FleetPlan, plan_fleet
 from airlam.split.graph import ModuleGraph, Precision
 from airlam.split.network import EdgeNetwork
-from airlam.split.network_spec import edge_network
-from airlam.split.part import EMBEDDING, owner_of
+from airlam.split.part import EMBEDDING, freeze
 from airlam.split.plan import Schedule
 from airlam.split.plan_report import cost_values, plan_text
 from airlam.split.planner_problem import Budgets, Choices, Objective
 from airlam.split.profile import profile_lam
 from airlam.split.timeline import Mode
+from airlam.tasks.drawn_network import drawn
 
 ON_DEVICE = ("tokenizer.csi", f"head.{CHANNEL_PREDICTION}")  # where measurements and labels are
 PACKAGED = ("edge_network",)
@@ -101,9 +101,9 @@ def plan_network(request: PlanningRequest) -> PlanningResult:
     setting = PredictionSetting.from_dataset(request.dataset, task.num_history, task.num_horizon, task.duplex)
     lam = lam_for(dataclasses.replace(request.model, random_weights=True), setting, seed=0)
     if request.freeze_embedding:
-        _freeze(lam, EMBEDDING)
+        freeze(lam, EMBEDDING)
     graph = profiled(lam, setting, request.mode).for_batch(request.batch_size)
-    network = drawn_network(request.network)
+    network = drawn(request.network).network
     fleet = Fleet(
         graph=graph,
         network=network,
@@ -120,22 +120,6 @@ def plan_network(request: PlanningRequest) -> PlanningResult:
         ),
     )
     return PlanningResult(graph=graph, network=network, found=plan_fleet(fleet))
-
-
-def _freeze(lam: LAM, module: str) -> None:
-    """What runs before a backbone's blocks, norms included, belongs to the embedding."""
-    for name, parameter in lam.named_parameters():
-        if owner_of(lam, name) == module:
-            parameter.requires_grad_(False)
-
-
-def drawn_network(spec: NetworkSpec) -> EdgeNetwork:
-    """The network at its mean gains; Sionna is loaded only where a device has no gain of its own."""
-    if all(device.path_gain_db is not None for device in spec.devices):
-        return edge_network(spec)
-    from airlam.datasets.edge_scenario import draw_scenario
-
-    return edge_network(spec, draw_scenario(spec).mean_gains())
 
 
 def profiled(lam: LAM, setting: PredictionSetting, mode: Mode) -> ModuleGraph:

@@ -19,6 +19,7 @@ from airlam.split.profile import profile_lam
 from airlam.tokens.base import CsiTokenizer, TokenBatch
 from airlam.tokens.patch import PatchTokenizer
 from airlam.tokens.path import PathTokenizer
+from airlam.training.privacy import train_one_factor
 
 FREQUENCIES_HZ = tuple(180e3 * i for i in range(12))
 SETTING = PredictionSetting(
@@ -154,16 +155,34 @@ def test_flops_of_a_bert_block_by_hand(tmp_path: Path) -> None:
     assert block.output_bytes == 4 * rows * width
 
 
+@pytest.mark.parametrize("one_factor", [False, True])
 @pytest.mark.parametrize("backbone", ["small", "gpt2"])
-def test_ranks_not_profiled_are_foretold(tmp_path: Path, backbone: str) -> None:
-    profiled = profile_lam(lam_of(tmp_path, backbone, "lora", rank=4), tokens_of(PATCHES))
-    other = lam_of(tmp_path, backbone, "lora", rank=16)
+def test_ranks_not_profiled_are_foretold(tmp_path: Path, backbone: str, one_factor: bool) -> None:
+    first, other = (lam_of(tmp_path, backbone, "lora", rank=rank) for rank in (4, 16))
+    for lam in (first, other) if one_factor else ():
+        train_one_factor(lam)
+    profiled = profile_lam(first, tokens_of(PATCHES))
     measured = loaded(other, profile_lam(other, tokens_of(PATCHES)))
     foretold = profiled.at_ranks({"block.0": 16, "block.1": 16})
     for name in ("block.0", "block.1"):
         assert dataclasses.replace(foretold.by_name[name], working_bytes=0) == dataclasses.replace(
             measured.by_name[name], working_bytes=0
         )
+
+
+def test_one_factor_trains_less(tmp_path: Path) -> None:
+    lam = lam_of(tmp_path, "small", "lora")
+    both = loaded(lam, profile_lam(lam, tokens_of(PATCHES)))
+    train_one_factor(lam)
+    one = loaded(lam, profile_lam(lam, tokens_of(PATCHES)))
+    own = sum(
+        p.nbytes for n, p in lam.named_parameters() if p.requires_grad and owner_of(lam, n) == "block.0"
+    )
+    assert one.by_name["block.0"].trainable_bytes == own < both.by_name["block.0"].trainable_bytes
+    assert one.by_name["block.0"].parameter_bytes == both.by_name["block.0"].parameter_bytes
+    assert sum(m.backward_flops for m in one.modules) == pytest.approx(
+        whole(lam, tokens_of(PATCHES))["backward_flops"], rel=0.02
+    )
 
 
 def test_a_frozen_embedding_spares_gradients(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.util
 import json
 import os
 import signal
@@ -112,6 +113,27 @@ def test_killed_at_any_time_and_started_again_it_ends_the_same(
     assert read_rounds(folder) == read_rounds(trained)
     for name in ("weights.safetensors", "adapter/adapter_model.safetensors"):
         assert (folder / "lam" / name).read_bytes() == (trained / "lam" / name).read_bytes()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_over_ray_it_ends_the_same(base: Path, tmp_path: Path) -> None:
+    network = RUN.network
+    assert network is not None
+    two = dataclasses.replace(
+        network, devices=tuple(dataclasses.replace(d, count=1) for d in network.devices)
+    )
+    training = dataclasses.replace(RUN.training, num_steps=2, num_samples=16)
+    run = dataclasses.replace(RUN, dataset=str(base / "d.h5"), network=two, training=training)
+    (tmp_path / "r.toml").write_text(spec_to_toml(run))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as an actor has
+    weights = []
+    for transport in ("inprocess", "ray"):
+        command = [sys.executable, "-P", "-m", "airlam", "finetune", "r.toml"]
+        command += ["-o", transport, "--transport", transport]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        weights.append((tmp_path / transport / "r" / "lam" / "weights.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 def test_devices_share_no_drop_and_a_device_knows_its_speeds_only(base: Path) -> None:

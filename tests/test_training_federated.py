@@ -470,6 +470,21 @@ def test_devices_of_smaller_rank_train_and_send_their_rows_only() -> None:
     assert report.product_gap is not None and report.product_gap > 0
 
 
+def test_of_one_factor_the_mean_of_products_is_the_product_of_means() -> None:
+    spec = dataclasses.replace(ALL, method="federated_lora", one_factor=True)
+    federation = Federation(setup_of(spec))
+    federation.run_round()
+    own, merged = federation.session.save(), federation.weights.value
+    ups = [name for name in merged if "lora_B" in name]
+    assert ups and not [name for name in merged if "lora_A" in name]
+    for name in ups:
+        down = federation.setup.lam.get_parameter(name.replace("lora_B", "lora_A"))
+        products = torch.stack([own[device][f"weights/{name}"] @ down for device in DEVICES]).mean(0)
+        torch.testing.assert_close(merged[name] @ down, products, rtol=1e-4, atol=1e-7)
+    with pytest.raises(SpecError, match="one_factor is of LoRA; the model's tuning is 'full'"):
+        setup_of(dataclasses.replace(spec, method="fedavg"))
+
+
 def test_equal_ranks_are_plain_averaging() -> None:
     one = Federation(setup_of(dataclasses.replace(ALL, method="federated_lora", ranks=(RANK,))))
     other = Federation(setup_of(dataclasses.replace(ALL, method="federated_lora")))

@@ -54,6 +54,7 @@ class FederatedSpec:
     precision: Literal["fp32", "bf16", "int8"] = "fp32"  # of representations and their gradients
     head: Literal["shared", "personal"] = "shared"  # shared: averaged after each round
     freeze_embedding: bool = True
+    one_factor: bool = False  # of each LoRA pair only B trains: noise does not multiply, means are exact
     ranks: tuple[int, ...] = ()  # LoRA ranks of the devices in turn, in federated_lora; empty: the model's
     merge_ranks: Literal["pad", "svd"] = "pad"
     partition: Literal["iid", "speed"] = "iid"  # speed: each device has users of one range of speeds

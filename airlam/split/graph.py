@@ -23,7 +23,8 @@ SCALE_BYTES = 4  # an int8 payload carries one fp32 scale a row
 class LoraLoad:
     """What one unit of LoRA rank adds to a module; all of it is proportional to the rank.
 
-    An adapter on a d_in x d_out projection has rank * (d_in + d_out) parameters, all of which train.
+    An adapter on a d_in x d_out projection has rank * (d_in + d_out) parameters. trainable_bytes: of those
+    that train; None: all do.
     """
 
     forward_flops: float
@@ -31,6 +32,12 @@ class LoraLoad:
     parameter_bytes: int
     optimiser_bytes: int
     activation_bytes: int
+    trainable_bytes: int | None = None
+
+    @property
+    def trained_bytes(self) -> int:
+        """Of the parameters that train."""
+        return self.parameter_bytes if self.trainable_bytes is None else self.trainable_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +93,7 @@ class Module:
             forward_flops=self.forward_flops + rank * self.lora.forward_flops,
             backward_flops=self.backward_flops + rank * self.lora.backward_flops,
             parameter_bytes=self.parameter_bytes + rank * self.lora.parameter_bytes,
-            trainable_bytes=self.trainable_bytes + rank * self.lora.parameter_bytes,
+            trainable_bytes=self.trainable_bytes + rank * self.lora.trained_bytes,
             optimiser_bytes=self.optimiser_bytes + rank * self.lora.optimiser_bytes,
             activation_bytes=self.activation_bytes + rank * self.lora.activation_bytes,
             lora=None,

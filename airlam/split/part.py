@@ -114,6 +114,13 @@ def owner_of(lam: LAM, tensor_name: str) -> str:
     return lam.backbone.part_of(rest) or EMBEDDING
 
 
+def freeze(lam: LAM, module: str) -> None:
+    """Nothing of this module trains from here on."""
+    for name, parameter in lam.named_parameters():
+        if owner_of(lam, name) == module:
+            parameter.requires_grad_(False)
+
+
 def _stand_ins(lam: LAM, modules: Collection[str]) -> dict[int, Any]:
     """What ``deepcopy`` is to take instead of copying, by identity."""
     taken: dict[int, Any] = {id(lam.tokenizer): lam.tokenizer}  # no weights, only tables

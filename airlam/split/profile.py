@@ -185,9 +185,10 @@ class _Measurement:
             return found
         slope = LoraLoad(
             forward_flops=sum(2 * a.num_rows * a.size for a in adapters),
-            backward_flops=sum(2 * a.num_rows * (a.size + a.num_out + a.gradient_in) for a in adapters),
+            backward_flops=sum(2 * a.num_rows * a.backward_width for a in adapters),
             parameter_bytes=sum(a.element_bytes * a.size for a in adapters),
-            optimiser_bytes=sum(optimiser_states * a.element_bytes * a.size for a in adapters),
+            trainable_bytes=sum(a.element_bytes * a.trained_size for a in adapters),
+            optimiser_bytes=sum(optimiser_states * a.element_bytes * a.trained_size for a in adapters),
             activation_bytes=sum(a.inner_bytes * a.num_rows for a in adapters),
         )
         return _minus(found, adapters[0].rank, slope)
@@ -216,7 +217,10 @@ class _Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Adapter:
-    """One low-rank pair on num_in x num_out, and the rows that pass it. gradient_in: num_in or 0."""
+    """One low-rank pair on num_in x num_out, and the rows that pass it. gradient_in: num_in or 0.
+
+    down_trains: A as well as B, which always does.
+    """
 
     rank: int
     num_in: int
@@ -225,11 +229,23 @@ class _Adapter:
     gradient_in: int
     element_bytes: int
     inner_bytes: int
+    down_trains: bool
 
     @property
     def size(self) -> int:
         """Parameters a unit of rank."""
         return self.num_in + self.num_out
+
+    @property
+    def trained_size(self) -> int:
+        """Parameters that train, a unit of rank."""
+        return self.num_out + (self.num_in if self.down_trains else 0)
+
+    @property
+    def backward_width(self) -> int:
+        """Of the products a row: gradients of B and A, and what goes back through B and A."""
+        through_up = self.num_out if self.down_trains or self.gradient_in else 0
+        return self.trained_size + through_up + self.gradient_in
 
 
 def _note(found: list[_Adapter], up: Any) -> Callable[..., None]:
@@ -244,6 +260,7 @@ def _note(found: list[_Adapter], up: Any) -> Callable[..., None]:
                 gradient_in=num_in if inputs[0].requires_grad else 0,
                 element_bytes=down.weight.element_size(),
                 inner_bytes=inner.element_size(),
+                down_trains=down.weight.requires_grad,
             )
         )
 
@@ -257,7 +274,7 @@ def _minus(module: Module, rank: int, slope: LoraLoad) -> Module:
         forward_flops=module.forward_flops - rank * slope.forward_flops,
         backward_flops=module.backward_flops - rank * slope.backward_flops,
         parameter_bytes=module.parameter_bytes - rank * slope.parameter_bytes,
-        trainable_bytes=module.trainable_bytes - rank * slope.parameter_bytes,
+        trainable_bytes=module.trainable_bytes - rank * slope.trained_bytes,
         optimiser_bytes=module.optimiser_bytes - rank * slope.optimiser_bytes,
         activation_bytes=module.activation_bytes - rank * slope.activation_bytes,
         working_bytes=module.working_bytes,

@@ -18,12 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from airlam.bench.federated.scoring import predictor_nmse
 from airlam.bench.kept import kept_dataset
 from airlam.bench.trained import cache_folder
 from airlam.datasets.catalog import packaged_spec
 from airlam.datasets.store import ChannelDataset
 from airlam.model.build import lam_for
 from airlam.model.lam import LAM
+from airlam.radio.prediction.path_eb import PathEb
 from airlam.specs import (
     CellSpec,
     DeviceSpec,
@@ -39,7 +41,8 @@ from airlam.specs import (
 )
 from airlam.tasks.channel_prediction import DatasetLinks, NoisyViews, Progress, quiet, tokenise_views
 from airlam.tasks.device_data import device_samples, divide_links
-from airlam.tasks.federated import VALIDATION_SAMPLES, drawn, nmse_evaluation, setup_of
+from airlam.tasks.drawn_network import drawn
+from airlam.tasks.federated import VALIDATION_SAMPLES, nmse_evaluation, setup_of
 from airlam.tokens.base import TokenBatch
 from airlam.training.federated.centralised import train_centrally
 from airlam.training.federated.report import CurvePoint, first_at
@@ -47,9 +50,9 @@ from airlam.training.federated.run import Evaluate, train_together
 from airlam.training.federated.setup import Setup
 
 TARGET_SHARE = 0.75
-OURS, CENTRALISED = "split", "centralised"
+OURS, CENTRALISED, CLASSICAL = "split", "centralised", "path_eb"
 PREDICTION = PredictionSpec(num_history=8, num_horizon=4, min_snr_db=5.0, max_snr_db=25.0)
-MODEL = ModelSpec(backbone="airlam", num_layers=2, num_paths=8, lora_rank=4)
+MODEL = ModelSpec(backbone="airlam", num_layers=2, num_paths=16, lora_rank=4)
 FULL_MODEL = dataclasses.replace(MODEL, tuning="full")
 SCHEDULES: dict[str, FederatedSpec] = {
     "equal_bandwidth": FederatedSpec(policy="all", bandwidth="equal"),
@@ -148,6 +151,7 @@ class OneSeed:
         )
         self.evaluate = _evaluation(lam, dataset, "validation", folder)
         self.test = _evaluation(lam, dataset, "test", folder)
+        self.classical_nmse = predictor_nmse(PathEb(self.setting), _views(dataset, "test"))
 
     def setup(self, federated: FederatedSpec, training: TrainingSpec | None = None) -> Setup:
         """One run, from the start."""
@@ -157,6 +161,10 @@ class OneSeed:
         spec = dataclasses.replace(self.spec, training=training or self.spec.training)
         lam = lam_for(model, self.setting, self.seed)
         return setup_of(spec, lam, self.samples, drawn(self.spec.network), federated)
+
+    def classical(self) -> dict[str, Any]:
+        """Path-EB with all of its paths, which learns nothing."""
+        return {"seed": self.seed, "name": CLASSICAL, "test_nmse": self.classical_nmse}
 
     def centralised(self) -> dict[str, Any]:
         """Sets the target, and is a row of its own."""
@@ -194,20 +202,24 @@ class OneSeed:
         } | _ends(curve)
 
 
-def _evaluation(lam: LAM, dataset: ChannelDataset, split: str, folder: Path) -> Evaluate:
+def _views(dataset: ChannelDataset, split: str) -> NoisyViews:
     source = DatasetLinks(dataset, split, PREDICTION)
-    views = NoisyViews(source=source, spec=PREDICTION, num_samples=VALIDATION_SAMPLES, seed=0, augment=False)
+    return NoisyViews(source=source, spec=PREDICTION, num_samples=VALIDATION_SAMPLES, seed=0, augment=False)
+
+
+def _evaluation(lam: LAM, dataset: ChannelDataset, split: str, folder: Path) -> Evaluate:
+    views = _views(dataset, split)
     return nmse_evaluation(tokenise_views(lam.tokenizer, views, folder / split, split, quiet).tokens)
 
 
 def run_cell(scale: CellScale, folder: Path, on_progress: Progress) -> list[dict[str, Any]]:
     """A row for each run of each seed."""
     rows: list[dict[str, Any]] = []
-    total = scale.num_seeds * (len(CASES) + 1)
+    total = scale.num_seeds * (len(CASES) + 2)
     for seed in range(1, scale.num_seeds + 1):
         on_progress(CENTRALISED, len(rows), total, f"seed {seed}")
         bench = OneSeed(scale, seed, folder)
-        rows.append(bench.centralised())
+        rows += [bench.classical(), bench.centralised()]
         for name in CASES:
             on_progress(name, len(rows), total, f"seed {seed}")
             rows.append(bench.case(name))
@@ -230,6 +242,7 @@ def figures_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         "speedup_int8_vs_fp32": ratio(OURS, "split_int8", "to_target_s"),
         "speedup_bf16_vs_fp32": ratio(OURS, "split_bf16", "to_target_s"),
         "nmse_over_centralised": ratio(OURS, CENTRALISED, "test_nmse"),
+        "nmse_over_best_classical": ratio(OURS, CLASSICAL, "test_nmse"),
         "nmse_int8_over_centralised": ratio("split_int8", CENTRALISED, "test_nmse"),
         "nmse_federated_lora_over_centralised": ratio("federated_lora", CENTRALISED, "test_nmse"),
         "nmse_fedavg_over_centralised": ratio("fedavg", CENTRALISED, "test_nmse"),

@@ -225,9 +225,14 @@ class Federation:
             progress.elapsed_s.update(dict.fromkeys(kept, slowest))
 
     def _strange_gradients(self, norms: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-        """Devices whose gradients at the server (without a split: their own) are out of all proportion."""
+        """Devices whose gradients at the server are out of all proportion.
+
+        Without a split a device clips its own gradients, and its update is looked at.
+        """
+        if not self.setup.layout.is_split:
+            return {}
         server = self.setup.layout.server
-        seen = {device: by_node.get(server, by_node.get(device, 0.0)) for device, by_node in norms.items()}
+        seen = {device: by_node.get(server, 0.0) for device, by_node in norms.items()}
         return outliers(seen, self.setup.federated.max_norm_ratio, "gradient")
 
     def _give_up(self, progress: RoundProgress, asked: Collection[str]) -> None:

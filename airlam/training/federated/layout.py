@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from airlam.model.lam import LAM
 from airlam.specs import FederatedSpec, require
 from airlam.split.graph import ModuleGraph, Precision
-from airlam.split.part import EMBEDDING, HEAD, TOKENIZER, owner_of
+from airlam.split.part import EMBEDDING, HEAD, TOKENIZER, freeze
 from airlam.split.plan import SplitPlan
 from airlam.split.run import chain_of, trainable_modules
+from airlam.training.privacy import train_one_factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +58,10 @@ def prepare(lam: LAM, spec: FederatedSpec) -> None:
     fits = lam.spec.tuning == wanted or (spec.method == "local" and lam.spec.tuning != "head")
     require(fits, f"{spec.method} tunes by {wanted!r}; the model's tuning is {lam.spec.tuning!r}")
     if spec.freeze_embedding and spec.method != "fedavg":
-        for name, parameter in lam.named_parameters():
-            if owner_of(lam, name) == EMBEDDING:
-                parameter.requires_grad_(False)
+        freeze(lam, EMBEDDING)
+    if spec.one_factor:
+        count = train_one_factor(lam)
+        require(count > 0, f"one_factor is of LoRA; the model's tuning is {lam.spec.tuning!r}")
 
 
 def _stays(module: str) -> bool:

@@ -22,8 +22,8 @@ class RoundReport:
     now_s: since the start. backlog: of the policy's delay queue after the round, in budgets of a round.
     energy_j: of all devices, work and transmission as planned. loss: mean over the devices that ran, None
     where none did. nmse: on validation samples, where the round was validated. product_gap: of the averaged
-    LoRA factors, see ``heterogeneous_ranks``, where ranks differ. epsilon: largest of any device so far, where
-    privacy is on.
+    LoRA factors, see ``heterogeneous_ranks``, where ranks differ. epsilon: largest of any device so far,
+    where privacy is on.
     """
 
     round_index: int
