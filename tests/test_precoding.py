@@ -90,6 +90,17 @@ def test_a_wrong_estimate_costs_rate() -> None:
     assert wrong < true - 4
 
 
+def test_weights_weigh_the_rates_of_users() -> None:
+    h = random_channel(5, 4, 8)
+    w = maximum_ratio(h)
+    weights = torch.tensor([2.0, 0.0, 1.0, 0.5]).expand(5, 4)
+    expected = (weights * torch.log2(1 + sinr(h, w, 0.1))).sum(-1)
+    torch.testing.assert_close(sum_rate_bit_per_s_per_hz(h, w, 0.1, weights), expected)
+    torch.testing.assert_close(
+        sum_rate_bit_per_s_per_hz(h, w, 0.1, torch.ones(5, 4)), sum_rate_bit_per_s_per_hz(h, w, 0.1)
+    )
+
+
 def test_a_user_without_an_estimate_gets_no_power() -> None:
     h = random_channel(3, 8)
     h[1] = 0

@@ -6,7 +6,7 @@ y = H W x + n, with H [num_users, num_bs_ant] (row k is user k's downlink respon
 
 Every precoder gives each stream the same power, as Sionna's ``rzf_precoding_matrix`` does: column k of W has
 norm sqrt(total_power / num_users), so the total power is met exactly. A user whose estimate is exactly zero
-has no direction; it gets a zero column.
+has no direction; it gets a zero column. ``airlam.radio.beamforming`` has those that share power out, too.
 """
 
 import torch
@@ -20,7 +20,7 @@ def maximum_ratio(h: torch.Tensor, total_power: float = 1.0) -> torch.Tensor:
     h: complex [..., num_users, num_bs_ant]. Returns complex [..., num_bs_ant, num_users].
     Lo, IEEE Trans. Commun. 47 (1999).
     """
-    return _equal_stream_power(h.mH, total_power)  # [..., num_bs_ant, num_users]
+    return equal_stream_power(h.mH, total_power)  # [..., num_bs_ant, num_users]
 
 
 def zero_forcing(h: torch.Tensor, total_power: float = 1.0) -> torch.Tensor:
@@ -41,7 +41,7 @@ def zero_forcing(h: torch.Tensor, total_power: float = 1.0) -> torch.Tensor:
     q, r = torch.linalg.qr(h.mH)  # [..., num_bs_ant, num_users], [..., num_users, num_users]
     identity = torch.eye(num_users, dtype=h.dtype, device=h.device)
     inverse = torch.linalg.solve_triangular(r.mH, identity.expand_as(r), upper=False)
-    return _equal_stream_power(q @ inverse, total_power)  # [..., num_bs_ant, num_users]
+    return equal_stream_power(q @ inverse, total_power)  # [..., num_bs_ant, num_users]
 
 
 def regularized_zero_forcing(
@@ -62,7 +62,7 @@ def regularized_zero_forcing(
     loaded = h @ h.mH + regularisation * identity  # [..., num_users, num_users]
     # num_users right-hand sides rather than num_bs_ant: several times faster where antennas outnumber users
     inverse = torch.linalg.solve(loaded, identity.expand_as(loaded))  # [..., num_users, num_users]
-    return _equal_stream_power(h.mH @ inverse, total_power)  # [..., num_bs_ant, num_users]
+    return equal_stream_power(h.mH @ inverse, total_power)  # [..., num_bs_ant, num_users]
 
 
 def effective_channel(h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -91,16 +91,20 @@ def sinr(h: torch.Tensor, w: torch.Tensor, noise_variance: torch.Tensor | float)
 
 
 def sum_rate_bit_per_s_per_hz(
-    h: torch.Tensor, w: torch.Tensor, noise_variance: torch.Tensor | float
+    h: torch.Tensor,
+    w: torch.Tensor,
+    noise_variance: torch.Tensor | float,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Sum over users of log2(1 + SINR), interference treated as noise; arguments as in ``sinr``.
+    """Sum over users of a log2(1 + SINR), interference treated as noise; arguments as in ``sinr``.
 
-    Returns float [...], bit/s/Hz.
+    weights a: float [..., num_users], 1 where not given. Returns float [...], bit/s/Hz.
     """
-    return torch.log2(1 + sinr(h, w, noise_variance)).sum(dim=-1)  # [...]
+    rates = torch.log2(1 + sinr(h, w, noise_variance))  # [..., num_users]
+    return (rates if weights is None else weights * rates).sum(dim=-1)  # [...]
 
 
-def _equal_stream_power(w: torch.Tensor, total_power: float) -> torch.Tensor:
+def equal_stream_power(w: torch.Tensor, total_power: float) -> torch.Tensor:
     """Columns of w [..., num_bs_ant, num_users] scaled to the same power, ``total_power`` in all."""
     if total_power <= 0:
         raise SpecError(f"total_power must be positive, got {total_power}")
