@@ -337,7 +337,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="prediction, ablation, transfer, synthesis, schedule, split, federated or dataset-io."
+            help="prediction, beamforming, ablation, transfer, synthesis, schedule, split, federated or "
+            "dataset-io."
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,

@@ -8,7 +8,17 @@ from typing import Any
 
 from airlam.errors import SpecError
 
-BENCHES = ("ablation", "dataset-io", "federated", "prediction", "schedule", "split", "synthesis", "transfer")
+BENCHES = (
+    "ablation",
+    "beamforming",
+    "dataset-io",
+    "federated",
+    "prediction",
+    "schedule",
+    "split",
+    "synthesis",
+    "transfer",
+)
 
 
 def run_bench(
@@ -50,6 +60,12 @@ def run_bench(
         from airlam.bench import transfer
 
         result = transfer.run(quick=quick, data=data, on_progress=on_progress)
+    elif name == "beamforming":
+        if train:
+            raise SpecError("beamforming trains what its cache lacks; drop --train")
+        from airlam.bench import beamforming
+
+        result = beamforming.run(quick=quick, data=data, on_progress=on_progress)
     elif name == "federated":
         if train or data is not None:
             raise SpecError("federated trains in each run and draws its own data; drop --train and --data")

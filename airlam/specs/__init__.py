@@ -11,6 +11,7 @@ from airlam.specs.channel import (
 from airlam.specs.dataset import DatasetSpec, SplitSizes
 from airlam.specs.federated import FaultSpec, FederatedSpec
 from airlam.specs.network import CellSpec, DeviceSpec, NetworkSpec, ScenarioSpec, ServerSpec, WireSpec
+from airlam.specs.precoding import PrecoderSpec
 from airlam.specs.pretraining import MixtureSpec, PretrainingSpec
 from airlam.specs.reading import parse_spec, read_spec, require, spec_from_dict, spec_to_dict, spec_to_toml
 from airlam.specs.run import LinkSpec, ModelSpec, PredictionSpec, RunSpec, TrainingSpec
@@ -46,6 +47,7 @@ __all__ = [
     "NetworkSpec",
     "PlacementSpec",
     "PositionSensorSpec",
+    "PrecoderSpec",
     "PredictionSpec",
     "PretrainingSpec",
     "RangeSensorSpec",

@@ -19,17 +19,20 @@ from airlam.radio.beamforming.multicell import Cells, multicell_rates_bit_per_s_
 from airlam.radio.beamforming.per_antenna import per_antenna_wmmse, scale_to_antenna_power
 from airlam.radio.beamforming.power import scale_to_total_power
 from airlam.radio.beamforming.robust import (
+    SureChannels,
     assured_rates_bit_per_s_per_hz,
     robust_regularized_zero_forcing,
     robust_wmmse,
+    sure_channels,
 )
-from airlam.radio.beamforming.structure import optimal_structure, structure_parameters
+from airlam.radio.beamforming.structure import optimal_structure, received_powers, structure_parameters
 from airlam.radio.beamforming.wmmse import wmmse
 
 __all__ = [
     "Cells",
     "HybridPrecoder",
     "SumCapacity",
+    "SureChannels",
     "assured_rates_bit_per_s_per_hz",
     "beams_of",
     "best_codeword",
@@ -42,6 +45,7 @@ __all__ = [
     "multicell_wmmse",
     "optimal_structure",
     "per_antenna_wmmse",
+    "received_powers",
     "robust_regularized_zero_forcing",
     "robust_wmmse",
     "sample_channels",
@@ -49,6 +53,7 @@ __all__ = [
     "scale_to_total_power",
     "structure_parameters",
     "sum_capacity",
+    "sure_channels",
     "type1_codebook",
     "with_digital_wmmse",
     "wmmse",

@@ -5,6 +5,8 @@ matrix with C_k[m, n] = E conj(e_km) e_kn, so that an uninformed user receives E
 (h_k^H h_k + C_k) w of a beam w.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 from airlam.errors import SpecError
@@ -60,6 +62,47 @@ def robust_wmmse(
         aim = h.mH * (urgency * load).sqrt()[..., None, :]  # [..., num_bs_ant, num_users]
         w = scale_to_total_power(torch.linalg.solve(system + multiplier * identity, aim), 1.0)
     return scale_to_total_power(w, total_power)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SureChannels:
+    """Channels that a precoder may take as certain, and the way back from its answer.
+
+    h: complex [..., num_users, num_bs_ant], of links with noise and power of 1. factor: L of Z = L L^H,
+    complex [..., num_bs_ant, num_bs_ant].
+    """
+
+    h: torch.Tensor
+    factor: torch.Tensor
+
+    def back(self, w: torch.Tensor, total_power: Scalar) -> torch.Tensor:
+        """L^-H W, of exactly the total power: complex [..., num_bs_ant, num_users], of the real antennas."""
+        return scale_to_total_power(torch.linalg.solve_triangular(self.factor.mH, w, upper=True), total_power)
+
+
+def sure_channels(
+    h: torch.Tensor, error_covariance: torch.Tensor, noise_variance: Scalar, total_power: Scalar = 1.0
+) -> SureChannels:
+    r"""Stand-ins for channels known up to an error, for precoders that know of no errors.
+
+    With power spread evenly user k hears n_k = s2 + P tr(C_k) / N besides what its estimate explains, and the
+    optimal directions (sum_k lam_k (h_k^H h_k + C_k) / n_k + I)^-1 h_k^H have even dual powers lam_k = P / K
+    in the errors' part: they are those of the rows sqrt(P / n_k) h_k L^-H with Z = I + (P / K) sum_k C_k /
+    n_k = L L^H. A reconstruction: nothing is lost without errors, and with them each user's share of them is
+    fixed before the powers are known.
+
+    Arguments as in ``robust_regularized_zero_forcing``.
+    """
+    noise = per_link(noise_variance, h, "noise_variance")[..., None]  # [..., 1]
+    power = per_link(total_power, h, "total_power")[..., None]  # [..., 1]
+    blur = error_covariance.diagonal(dim1=-2, dim2=-1).real.mean(dim=-1)  # [..., num_users]
+    gain = power / (noise + power * blur)  # [..., num_users]
+    identity = torch.eye(h.shape[-1], dtype=h.dtype, device=h.device)
+    load = (gain[..., None, None] * error_covariance).sum(-3) / h.shape[-2]
+    factor = torch.linalg.cholesky(identity + load)
+    rows = gain.sqrt()[..., None] * h
+    sure = torch.linalg.solve_triangular(factor, rows.mH, upper=False).mH
+    return SureChannels(h=sure, factor=factor)
 
 
 def assured_rates_bit_per_s_per_hz(

@@ -34,6 +34,26 @@ def optimal_structure(
     return unit_columns(directions) * amplitude  # [..., num_bs_ant, num_users]
 
 
+def received_powers(gram: torch.Tensor, lam: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    r"""What each user receives of each stream under ``optimal_structure``, over the noise, without the
+    precoder.
+
+    With G = (P / s2) H H^H and A = (I + diag(lam) G)^-1 the streams' directions are H^H A, so user k receives
+    p_j |(G A)_kj|^2 / (A^H G A)_jj of stream j: K x K matrices only, whatever the number of antennas.
+
+    gram: G, complex [..., num_users, num_users]. lam, p: float [..., num_users], of sum 1.
+    Returns float [..., num_users, num_streams]; differentiable.
+    """
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    inverse = torch.linalg.inv(identity + lam[..., None] * gram)
+    heard = gram @ inverse
+    norm = (inverse.conj() * heard).real.sum(dim=-2, keepdim=True)  # [..., 1, num_streams]
+    strength = gram.diagonal(dim1=-2, dim2=-1).real.sum(dim=-1)[..., None, None]  # [..., 1, 1]
+    rounding = torch.finfo(norm.dtype).eps * strength * inverse.abs().square().sum(dim=-2, keepdim=True)
+    received: torch.Tensor = heard.abs().square() * (p[..., None, :] / torch.maximum(norm, rounding))
+    return received
+
+
 def structure_parameters(
     h: torch.Tensor, w: torch.Tensor, noise_variance: Scalar, weights: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:

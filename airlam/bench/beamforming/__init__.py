@@ -1,0 +1,40 @@
+"""Beamforming: precoders from perfect and piloted channels, and beams chosen from sensors."""
+
+from pathlib import Path
+from typing import Any
+
+from airlam.bench.beamforming import deepsense, pilots, sumrate
+from airlam.bench.beamforming.foreign import FILE, gcnwmmse_figures
+from airlam.tasks.channel_prediction import Progress
+
+_WMMSE_ITERATIONS = 100
+
+
+def run(*, quick: bool, data: Path | None, on_progress: Progress) -> dict[str, Any]:
+    """The benchmark's JSON object, without the machine.
+
+    data: a folder with a user's copy of GCN-WMMSE's example, of DeepSense arrays in ``deepsense/``, or both;
+    without it these parts are left out. The graph precoder that the cache lacks is trained first.
+    ``SETTING.share_of_wmmse100``, ``SETTING.speedup_vs_wmmse100`` and the others are of the precoder with
+    ``sumrate.BEST``; ``SETTING.NAME...`` of the other one.
+    """
+    scale = sumrate.QUICK if quick else sumrate.FULL
+    precoders = {name: sumrate.trained_precoder(name, scale, on_progress) for name in sumrate.PRECODERS}
+    rows, figures = sumrate.run_sum_rates(scale, precoders, on_progress)
+    more, gains = pilots.run_pilots(pilots.QUICK if quick else pilots.FULL, precoders, on_progress)
+    rows, figures = rows + more, figures | gains
+    skipped: dict[str, str] = {}
+    if data is not None and (data / FILE).exists():
+        figures |= gcnwmmse_figures(data / FILE, _WMMSE_ITERATIONS)
+    else:
+        skipped["gcnwmmse"] = f"--data names no folder with {FILE}"
+    if data is not None and (data / "deepsense").is_dir():
+        selected = deepsense.run(data / "deepsense", quick, on_progress)
+        rows, figures = rows + selected["rows"], figures | selected["figures"]
+    else:
+        skipped["deepsense"] = "--data names no folder with deepsense/"
+    return {
+        "settings": {"test_drops": scale.test_drops, "skipped": skipped},
+        "figures": figures,
+        "rows": rows,
+    }

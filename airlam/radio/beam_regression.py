@@ -1,0 +1,212 @@
+r"""Regression of the powers of the sweeps to come, and several regressions put together.
+
+Kernel ridge regression needs no training by steps, and what it would have expected of a pass without having
+seen it follows in closed form: whatever learns from its expectations can be given honest ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import scipy.optimize
+import torch
+from einops import einsum, rearrange
+
+from airlam.radio.beam_fitted import mean_square, patterns_db, power_kept, predicted_track_m
+from airlam.radio.beam_selection import BeamHistory, BeamWindows, extrapolate
+
+LINES = (5, 8)  # sweeps on the lines that a kernel compares
+_JITTER = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerKernel:
+    """How alike two histories are: exp(-pattern d(x, x') - line d(e, e') - place d(p, p')), d a mean square.
+
+    x: the sweeps' powers in dB; e: where straight lines through the last 5 and 8 best beams lead, at the last
+    step ahead; p: where one through the last positions leads, in metres. ``noise`` is added to the diagonal.
+    With ``around_line`` the regression is of what remains of the powers about the straight line's mean
+    profile, else of what remains about their mean.
+    """
+
+    pattern: float
+    line: float
+    place: float
+    noise: float
+    around_line: bool
+
+
+KERNELS = (  # each is best somewhere: on steady passes, few passes, good positions, bad ones
+    PowerKernel(pattern=0.3, line=0.003, place=0.0, noise=0.03, around_line=False),
+    PowerKernel(pattern=0.1, line=0.0, place=0.0, noise=0.05, around_line=True),
+    PowerKernel(pattern=0.01, line=0.0, place=0.05, noise=0.03, around_line=False),
+    PowerKernel(pattern=0.01, line=0.0, place=0.01, noise=0.03, around_line=True),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerRegression:
+    """Kernel ridge regression of the relative powers of the sweeps to come; the scores are those powers.
+
+    P(x) = M(x) + k(x, X) (K + noise I)^-1 (Y - M(X)), the mean of a Gaussian process with mean M (Rasmussen
+    and Williams, 2006, eq. 2.38). ``left_out``: for each training window what the fit to the other passes
+    expects, float64 [n, num_ahead, num_beams].
+    """
+
+    kernel: PowerKernel
+    training: BeamHistory
+    mean: "_Mean"
+    weights: torch.Tensor  # float64 [n, num_ahead * num_beams]
+    left_out: torch.Tensor
+    name: str = "power_regression"
+
+    def predict(self, history: BeamHistory) -> torch.Tensor:
+        """See ``BeamPredictor``."""
+        num_ahead = self.left_out.shape[1]
+        alike = likeness(history, self.training, self.kernel, num_ahead)  # [n, training windows]
+        remainder = rearrange(alike @ self.weights, "n (a b) -> n a b", a=num_ahead)
+        return self.mean.at(history) + remainder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerStack:
+    """Several regressions of the same passes, weighted by how well they do on passes left out.
+
+    The weights w >= 0 minimise || Y - M - sum_e w_e (L_e - M) ||^2, M the mean power of each beam and L_e
+    what regression e expects of the passes left out; then they are scaled to sum 1. Breiman, Stacked
+    regressions, Machine Learning 24 (1996).
+    """
+
+    experts: tuple[PowerRegression, ...]
+    weights: torch.Tensor  # float64 [experts]
+    best: PowerRegression  # the one that keeps most power on passes left out
+    name: str = "power_stack"
+
+    @staticmethod
+    def fitted(training: BeamWindows, kernels: Sequence[PowerKernel] = KERNELS) -> "PowerStack":
+        """One regression a kernel."""
+        experts = tuple(fit_regression(training, kernel) for kernel in kernels)
+        kept = [power_kept(expert.left_out, training) for expert in experts]
+        return PowerStack(
+            experts=experts,
+            weights=_stacking_weights(experts, training.relative_power),
+            best=experts[kept.index(max(kept))],
+        )
+
+    @property
+    def left_out(self) -> torch.Tensor:
+        """What each expects of training passes without them: float64 [n, experts, num_ahead, num_beams]."""
+        return torch.stack([expert.left_out for expert in self.experts], dim=1)
+
+    def expect(self, history: BeamHistory) -> torch.Tensor:
+        """What each expects: float64 [n, experts, num_ahead, num_beams], relative powers."""
+        return torch.stack([expert.predict(history) for expert in self.experts], dim=1)
+
+    def predict(self, history: BeamHistory) -> torch.Tensor:
+        """See ``BeamPredictor``."""
+        return self.combine(self.expect(history))
+
+    def combine(self, expected: torch.Tensor) -> torch.Tensor:
+        """The weighted sum over experts: [n, experts, num_ahead, num_beams] to [n, num_ahead, num_beams]."""
+        return einsum(expected, self.weights, "n e a b, e -> n a b")
+
+
+def _stacking_weights(experts: Sequence[PowerRegression], relative: torch.Tensor) -> torch.Tensor:
+    """float64 [experts], of sum 1; even ones where no expert is better than the mean."""
+    mean = relative.mean(dim=0)
+    columns = torch.stack([(expert.left_out - mean).flatten() for expert in experts], dim=1)
+    factor = torch.linalg.qr(columns, mode="r").R  # [experts, experts]; the norm without the long columns
+    moment = columns.T @ (relative - mean).flatten()  # [experts]
+    target = torch.linalg.solve_triangular(factor.T, moment[:, None], upper=False)[:, 0]
+    found, _ = scipy.optimize.nnls(factor.numpy(), target.numpy())
+    weights = torch.from_numpy(found)
+    total = weights.sum()
+    return weights / total if total > 0 else torch.full_like(weights, 1 / len(weights))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Mean:
+    """Mean of the powers, or their mean profile about the straight line of eight sweeps.
+
+    constant: float64 [num_ahead, num_beams], of use where ``profile`` is None.
+    profile: float64 [num_ahead, 2 * num_beams - 1], by beam minus line.
+    """
+
+    constant: torch.Tensor
+    profile: torch.Tensor | None
+
+    @staticmethod
+    def of(training: BeamWindows, around_line: bool) -> "_Mean":
+        relative = training.relative_power
+        profile = _profile(training.history, relative) if around_line else None
+        return _Mean(constant=relative.mean(dim=0), profile=profile)
+
+    def at(self, history: BeamHistory) -> torch.Tensor:
+        """float64 [n, num_ahead, num_beams]."""
+        if self.profile is None:
+            return self.constant.expand(len(history), *self.constant.shape)
+        lower, share = _places(history, *self.constant.shape)
+        table = self.profile.expand(len(history), *self.profile.shape)  # [n, num_ahead, offsets]
+        return (1 - share) * table.gather(-1, lower) + share * table.gather(-1, lower + 1)
+
+
+def _places(history: BeamHistory, num_ahead: int, num_beams: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each beam's offset from the line as a row of the profile below it, and the share of the row above.
+
+    Both [n, num_ahead, num_beams], int64 and float64.
+    """
+    line = extrapolate(history.best[:, -max(LINES) :], num_ahead).clamp(0, num_beams - 1)
+    offset = torch.arange(num_beams, dtype=line.dtype) - line[..., None] + (num_beams - 1)
+    lower = offset.floor().clamp(0, 2 * num_beams - 3).long()
+    return lower, offset - lower
+
+
+def _profile(history: BeamHistory, relative: torch.Tensor) -> torch.Tensor:
+    """Mean relative power by offset from the line: float64 [num_ahead, 2 * num_beams - 1]; 0 where unseen."""
+    num_ahead, num_beams = relative.shape[1:]
+    lower, share = _places(history, num_ahead, num_beams)
+    total = relative.new_zeros(num_ahead, 2 * num_beams - 1)
+    weight = torch.zeros_like(total)
+    for row, part in ((lower, 1 - share), (lower + 1, share)):
+        flat = rearrange(row, "n a b -> a (n b)")
+        weight.scatter_add_(1, flat, rearrange(part, "n a b -> a (n b)"))
+        total.scatter_add_(1, flat, rearrange(part * relative, "n a b -> a (n b)"))
+    return total / weight.clamp_min(_JITTER)
+
+
+def fit_regression(training: BeamWindows, kernel: PowerKernel) -> PowerRegression:
+    """The regression, and what it would expect of each pass without having seen it.
+
+    That is y_g - (A_gg)^-1 (A (y - m))_g for the windows g of a pass, A = (K + noise I)^-1: Rasmussen and
+    Williams, 2006, eq. 5.12, for groups. The mean m itself is of all training windows.
+    """
+    num_ahead = training.num_ahead
+    mean = _Mean.of(training, kernel.around_line)
+    rest = rearrange(training.relative_power - mean.at(training.history), "n a b -> n (a b)")
+    matrix = likeness(training.history, training.history, kernel, num_ahead)
+    matrix.diagonal().add_(kernel.noise)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+    weights = inverse @ rest  # [n, num_ahead * num_beams]
+    missed = torch.empty_like(rest)
+    for one in training.sequence.unique():  # type: ignore[no-untyped-call]
+        own = (training.sequence == one).nonzero()[:, 0]
+        missed[own] = torch.linalg.solve(inverse[own][:, own], weights[own])
+    left_out = training.relative_power - rearrange(missed, "n (a b) -> n a b", a=num_ahead)
+    return PowerRegression(
+        kernel=kernel, training=training.history, mean=mean, weights=weights, left_out=left_out
+    )
+
+
+def likeness(one: BeamHistory, other: BeamHistory, kernel: PowerKernel, num_ahead: int) -> torch.Tensor:
+    """The kernel between all pairs: float64 [len(one), len(other)]."""
+    distance = kernel.pattern * mean_square(patterns_db(one), patterns_db(other))
+    if kernel.line:
+        distance += kernel.line * mean_square(_line_ends(one, num_ahead), _line_ends(other, num_ahead))
+    if kernel.place:
+        ends = (predicted_track_m(history, num_ahead)[:, -1] for history in (one, other))
+        distance += kernel.place * mean_square(*ends)
+    return distance.neg_().exp_()
+
+
+def _line_ends(history: BeamHistory, num_ahead: int) -> torch.Tensor:
+    """Where each of ``LINES`` through the best beams leads at the last step: float64 [n, lines]."""
+    return torch.cat([extrapolate(history.best[:, -num:], num_ahead)[:, -1:] for num in LINES], dim=1)

@@ -1,0 +1,45 @@
+"""How fine-tuned LAMs are served over HTTP."""
+
+from dataclasses import dataclass
+
+from airlam.specs.reading import require, require_finite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingSpec:
+    """Bounds of the server; a link is one row of a batch, a user's antenna pair over time and band.
+
+    deadline_s: how long a request may take from its arrival to its answer, unless it asks for less.
+    """
+
+    host: str = "127.0.0.1"  # reached from this machine only; the server asks nobody who they are
+    port: int = 8008  # 0: any that is free
+    max_batch_links: int = 32  # that run together; also the most of one request
+    max_queued_links: int = 256  # that wait; a request beyond is refused with 429
+    deadline_s: float = 5.0
+    max_sessions: int = 1024
+    session_idle_s: float = 60.0  # after which a user's history is forgotten
+    read_timeout_s: float = 10.0  # for a request's header, and again for its body
+    max_connections: int = 512
+    drain_s: float = 30.0  # for requests under way when the server is asked to end
+
+    def __post_init__(self) -> None:
+        require_finite(self)
+        require(bool(self.host), "host is empty; 127.0.0.1 is this machine alone")
+        require(0 <= self.port <= 65535, f"port is {self.port}; expected 0 to 65535")
+        for name in (
+            "max_batch_links",
+            "max_queued_links",
+            "deadline_s",
+            "max_sessions",
+            "session_idle_s",
+            "read_timeout_s",
+            "max_connections",
+            "drain_s",
+        ):
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        require(
+            self.max_batch_links <= self.max_queued_links,
+            f"max_queued_links is {self.max_queued_links}; "
+            f"expected at least max_batch_links, {self.max_batch_links}",
+        )
