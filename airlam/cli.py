@@ -346,7 +346,7 @@ def bench(
     train: Annotated[bool, typer.Option(help="Train anew what is otherwise shipped or cached.")] = False,
     data: Annotated[Path | None, typer.Option(help="A foreign dataset to measure on.")] = None,
     only: Annotated[
-        str, typer.Option(metavar="NAME[,NAME]", help="Of prediction, these settings only.")
+        str, typer.Option(metavar="NAME[,NAME]", help="Of prediction or ablation, these settings only.")
     ] = "",
     peers: Annotated[bool, typer.Option(help="In prediction, with the learned comparators.")] = True,
 ) -> None:

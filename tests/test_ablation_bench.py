@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from airlam.bench import ablation, kept, trained
-from airlam.bench.ablation_variants import CONTRASTS, FULL, QUICK, variants
+from airlam.bench import ablation, ablation_training, kept, trained
+from airlam.bench.ablation_variants import CONTRASTS, FULL, QUICK, Variant, variants
 from airlam.errors import AirlamError
 from airlam.model.backbone import build_backbone
 from airlam.model.build import lam_for
@@ -22,6 +22,7 @@ from airlam.tasks.channel_prediction import quiet
 from airlam.tokens.base import TokenBatch
 
 HERE = ("random_own_lora", "own_scratch", "mlp", "no_physics")  # need no package
+UMA = tuple(trained.SETTINGS)
 
 
 def test_each_contrast_changes_one_thing() -> None:
@@ -107,6 +108,7 @@ class CountingTokenizer:
     num_features = 2
 
     def __init__(self) -> None:
+        self.setting = setting()
         self.calls = 0
 
     def tokenise(self, history: torch.Tensor, noise_variance: torch.Tensor) -> TokenBatch:
@@ -130,7 +132,12 @@ def tiny(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     """Only variants that need no package, on a cache of its own."""
     monkeypatch.setenv("AIRLAM_CACHE", str(cache))
     chosen = tuple(variant for variant in variants(QUICK) if variant.name in HERE)
-    monkeypatch.setattr(ablation, "variants", lambda scale: chosen)
+    choose_variants(monkeypatch, chosen)
+
+
+def choose_variants(monkeypatch: pytest.MonkeyPatch, chosen: tuple[Variant, ...]) -> None:
+    for module in (ablation, ablation_training):
+        monkeypatch.setattr(module, "variants", lambda scale: chosen)
 
 
 @pytest.fixture(scope="module")
@@ -142,14 +149,14 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path
 ) -> None:
     tiny(monkeypatch, cache)
-    whole = ablation.run(quick=True, on_progress=quiet)
+    whole = ablation.run(quick=True, only=UMA, on_progress=quiet)
     (tmp_path / "datasets").symlink_to(cache / "datasets")
     monkeypatch.setenv("AIRLAM_CACHE", str(tmp_path))
     with pytest.raises(InterruptedError):
-        ablation.run(quick=True, on_progress=stop_at("training mlp"))
+        ablation.run(quick=True, only=UMA, on_progress=stop_at("training mlp"))
     assert (tmp_path / "ablation" / "quick" / "models" / "own_scratch.json").exists()
     trained_now: list[str] = []
-    resumed = ablation.run(quick=True, on_progress=lambda what, *_: trained_now.append(what))
+    resumed = ablation.run(quick=True, only=UMA, on_progress=lambda what, *_: trained_now.append(what))
     assert "training mlp" in trained_now and "training own_scratch" not in trained_now
     assert resumed["figures"] == whole["figures"]
 
@@ -164,9 +171,9 @@ def stop_at(what: str) -> Any:
 
 def test_a_finished_run_trains_nothing_again(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     tiny(monkeypatch, cache)
-    ablation.run(quick=True, on_progress=quiet)
+    ablation.run(quick=True, only=UMA, on_progress=quiet)
     doings: list[str] = []
-    again = ablation.run(quick=True, on_progress=lambda what, *_: doings.append(what))
+    again = ablation.run(quick=True, only=UMA, on_progress=lambda what, *_: doings.append(what))
     assert set(doings) == {"measuring"}
     assert not (cache / "ablation" / "quick" / "work").exists()
     assert again["settings"]["skipped"] == {}
@@ -174,7 +181,7 @@ def test_a_finished_run_trains_nothing_again(monkeypatch: pytest.MonkeyPatch, ca
 
 def test_the_table_holds_every_variant(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     tiny(monkeypatch, cache)
-    result = ablation.run(quick=True, on_progress=quiet)
+    result = ablation.run(quick=True, only=UMA, on_progress=quiet)
     json.dumps(result, allow_nan=False)
     found = [row for row in result["rows"] if "variant" in row and "contrast" not in row]
     for snr_db in ablation.SNRS_DB:
@@ -203,10 +210,10 @@ def test_all_learn_from_the_same_samples(monkeypatch: pytest.MonkeyPatch, cache:
         seen.append((lam.spec.tokenizer, samples.tokens.context["snr_db"]))
         raise AirlamError("seen")
 
-    monkeypatch.setattr(ablation, "fit", watch)
+    monkeypatch.setattr(ablation_training, "fit", watch)
     scale = dataclasses.replace(QUICK, name="other")  # none of its models is there
     datasets = [trained.cached_dataset(name, QUICK.data, "train", quiet) for name in trained.SETTINGS]
-    workshop = ablation._Workshop(scale, datasets, quiet)
+    workshop = ablation_training.Workshop(scale, datasets, quiet)
     for variant in ablation.variants(scale):
         lam = lam_for(variant.model, workshop.sources["train"].setting, scale.training.seed)
         with pytest.raises(AirlamError, match="seen"):
@@ -219,7 +226,7 @@ def test_what_cannot_be_built_is_skipped_with_its_reason(
     monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     tiny(monkeypatch, cache)
-    real = ablation.lam_for
+    real = ablation_training.lam_for
 
     def refuse_mlp(spec: ModelSpec, *others: Any) -> LAM:
         if (spec.backbone, spec.tuning) == ("mlp", "lora"):
@@ -231,9 +238,9 @@ def test_what_cannot_be_built_is_skipped_with_its_reason(
         for variant in ablation.variants(QUICK)
         if variant.name in ("mlp", "random_own_lora")
     )
-    monkeypatch.setattr(ablation, "variants", lambda scale: chosen)
-    monkeypatch.setattr(ablation, "lam_for", refuse_mlp)
+    choose_variants(monkeypatch, chosen)
+    monkeypatch.setattr(ablation_training, "lam_for", refuse_mlp)
     datasets = [trained.cached_dataset(name, QUICK.data, "train", quiet) for name in trained.SETTINGS]
-    found, skipped = ablation._Workshop(QUICK, datasets, quiet).train_all()
+    found, skipped = ablation_training.Workshop(QUICK, datasets, quiet).train_all()
     assert skipped == {"mlp": "backbone 'mlp' needs a package"}
     assert set(found) == {"random_own_lora"}

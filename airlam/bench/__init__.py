@@ -33,13 +33,15 @@ def run_bench(
 ) -> dict[str, Any]:
     """Runs the benchmark and returns its JSON object: bench, machine, settings, figures, rows.
 
-    ``only`` and ``peers`` are prediction's: its settings to run, and whether its learned comparators take
-    part. SpecError where there is no benchmark of that name, or it cannot take what is asked of it.
+    ``only``: the settings to run, of prediction and ablation. ``peers``: whether prediction's learned
+    comparators take part. SpecError where there is no benchmark of that name, or it cannot take what is asked of it.
     """
     if name not in BENCHES:
         raise SpecError(f"no benchmark is called {name!r}; there are {', '.join(BENCHES)}")
-    if name != "prediction" and (only or not peers):
-        raise SpecError(f"{name} has no settings or peers to choose; drop --only and --no-peers")
+    if only and name not in ("prediction", "ablation"):
+        raise SpecError(f"{name} has no settings to choose; drop --only")
+    if not peers and name != "prediction":
+        raise SpecError(f"{name} has no peers to leave out; drop --no-peers")
     if name == "dataset-io":
         if train or data is not None:
             raise SpecError("dataset-io trains nothing and writes its own data; drop --train and --data")
@@ -47,13 +49,11 @@ def run_bench(
 
         result = dataset_io.run(quick)
     elif name == "ablation":
-        if train or data is not None:
-            raise SpecError(
-                "ablation trains what is not in the cache and draws its own data; drop --train and --data"
-            )
+        if train:
+            raise SpecError("ablation trains what is not in the cache; drop --train")
         from airlam.bench import ablation
 
-        result = ablation.run(quick=quick, on_progress=on_progress)
+        result = ablation.run(quick=quick, on_progress=on_progress, data=data, only=only)
     elif name == "transfer":
         if train:
             raise SpecError("transfer tunes the models that are there; drop --train")

@@ -3,78 +3,81 @@
 Variants of the LAM that differ in one of these, trained on the same noisy views of the same drops (the
 training drops of ``airlam bench prediction``, directional and omnidirectional users mixed), in the same
 order, for the same number of steps; measured on the same test drops with the same noise. Two variants are
-compared by paired bootstrap.
+compared by paired bootstrap. ``ablation_settings`` has them in the other settings of that benchmark.
 
 Everything is kept in the cache folder under a digest of what decides it: an interrupted run goes on, and a
 run after a new backbone has come trains that one only.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from airlam.bench import trained
-from airlam.bench.ablation_variants import CONTRASTS, FULL, QUICK, Scale, Tokenizer, Variant, variants
-from airlam.bench.kept import OnceTokenizer, Shelf, as_dict, digest, ready, weights_sha256
+from airlam.bench import ablation_settings, trained
+from airlam.bench.ablation_training import Trained, Workshop
+from airlam.bench.ablation_variants import CONTRASTS, FULL, QUICK, Scale, variants
+from airlam.bench.kept import OnceTokenizer, as_dict, ready
+from airlam.bench.prediction import OF_FOREIGN_DATA, choose
+from airlam.bench.prediction.sources import load_foreign
 from airlam.datasets.store import ChannelDataset
-from airlam.errors import AirlamError
-from airlam.model.build import lam_for
 from airlam.model.lam import LAM, count_parameters
 from airlam.radio.metrics import LinkErrors, compare_nmse, summarise_nmse
 from airlam.radio.prediction.base import Predictor
 from airlam.specs import spec_to_dict
-from airlam.tasks.channel_prediction import (
-    DatasetLinks,
-    LamPredictor,
-    MixedLinks,
-    NoisyViews,
-    Progress,
-    TokenSamples,
-    prediction_loss,
-    tokenise_views,
-    with_reference,
-)
+from airlam.tasks.channel_prediction import DatasetLinks, LamPredictor, Progress
 from airlam.tasks.comparison import Comparison, compare
-from airlam.tasks.runs import describe
-from airlam.training.loop import fit
 
 SNRS_DB = (0.0, 10.0, 20.0, 30.0)
 REFERENCE = "path_eb"
-SPLITS = ("train", "validation")
 
 
-def run(*, quick: bool, on_progress: Progress) -> dict[str, Any]:
-    """The table: settings, figures and rows."""
+def run(
+    *, quick: bool, on_progress: Progress, data: Path | None = None, only: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The table: settings, figures and rows.
+
+    Rows of the two UMa settings are of a variant or of a contrast; those of the other settings are as in
+    ``airlam bench prediction``. ``data`` is the file of the two QuaDRiGa settings, which are left out without
+    it; ``only`` names the settings to measure in. SpecError for one that is not there, or lacks its data.
+    """
     scale = QUICK if quick else FULL
+    chosen = choose((*trained.SETTINGS, *ablation_settings.SETTINGS), only, data)
+    if data is not None:
+        load_foreign(data, "tdd")  # a file that is not there is known before hours of work
     with ExitStack() as stack:
-        opened = {
-            (setting, purpose): stack.enter_context(
-                trained.cached_dataset(setting, scale.data, purpose, on_progress)
-            )
-            for setting in trained.SETTINGS
-            for purpose in ("train", "test")
-        }
-        workshop = _Workshop(scale, [opened[setting, "train"] for setting in trained.SETTINGS], on_progress)
+
+        def opened(setting: str, purpose: str) -> ChannelDataset:
+            return stack.enter_context(trained.cached_dataset(setting, scale.data, purpose, on_progress))
+
+        workshop = Workshop(scale, [opened(setting, "train") for setting in trained.SETTINGS], on_progress)
         found, skipped = workshop.train_all()
         comparisons = {
             setting: _measure(
-                found, workshop.untrained("path"), opened[setting, "test"], scale.num_test, on_progress
+                found, workshop.untrained("path"), opened(setting, "test"), scale.num_test, on_progress
             )
             for setting in trained.SETTINGS
+            if setting in chosen
         }
+    lams = {name: each.lam for name, each in found.items()}
+    parts = ablation_settings.measure(chosen, lams, scale, data, on_progress)
     rows = [row for s, measured in comparisons.items() for row in _variant_rows(s, found, measured)]
     worth = [row for s, measured in comparisons.items() for row in _contrast_rows(s, measured.comparison)]
+    no_data = {name: "no --data" for name in OF_FOREIGN_DATA if name not in chosen and not only}
     return {
         "settings": {
             **_card(scale),
             "variants": {v.name: v.about for v in variants(scale) if v.name in found},
-            "skipped": skipped,
+            "skipped": skipped | no_data,
+            "data": [part.about for part in parts],
         },
-        "figures": {**_variant_figures(rows), **_contrast_figures(worth)},
-        "rows": [*rows, *worth],
+        "figures": {
+            **_variant_figures(rows),
+            **_contrast_figures(worth),
+            **{name: value for part in parts for name, value in part.figures.items()},
+        },
+        "rows": [*rows, *worth, *ablation_settings.rows_of(parts)],
     }
 
 
@@ -97,108 +100,6 @@ def _card(scale: Scale) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Trained:
-    """A variant after training, and what that cost."""
-
-    lam: LAM
-    cost: dict[str, Any]
-
-
-class _Workshop:
-    """Trains the variants, or fetches them where they are trained already."""
-
-    def __init__(self, scale: Scale, datasets: Sequence[ChannelDataset], on_progress: Progress) -> None:
-        self.scale, self.on_progress = scale, on_progress
-        self.sources = {
-            split: MixedLinks([DatasetLinks(dataset, split, trained.PREDICTION) for dataset in datasets])
-            for split in SPLITS
-        }
-        self.checksums = [
-            c for dataset in datasets for split in SPLITS for c in dataset.shard_checksums(split)
-        ]
-        folder = trained.cache_folder() / "ablation" / scale.name
-        self.shelf, self.work = Shelf(folder=folder / "models"), folder / "work"
-        self._samples: dict[Tokenizer, Mapping[str, TokenSamples]] = {}
-
-    def train_all(self) -> tuple[dict[str, _Trained], dict[str, str]]:
-        """The variants by name; and those that cannot be built here, with the reason."""
-        found, skipped = {}, {}
-        for variant in variants(self.scale):
-            try:
-                lam = lam_for(variant.model, self.sources["train"].setting, self.scale.training.seed)
-            except AirlamError as error:  # a package or the packaged weights are not there
-                skipped[variant.name] = str(error)
-                continue
-            found[variant.name] = _Trained(lam=lam, cost=self._train(variant, lam))
-        shutil.rmtree(self.work, ignore_errors=True)
-        return found, skipped
-
-    def untrained(self, tokenizer: Tokenizer) -> LAM:
-        """A fresh LAM with a head as all variants start with, on the smallest backbone."""
-        fresh = replace(
-            self.scale.data.model, backbone="mlp", num_layers=1, tuning="scratch", tokenizer=tokenizer
-        )
-        return lam_for(fresh, self.sources["train"].setting, self.scale.training.seed)
-
-    def _train(self, variant: Variant, lam: LAM) -> dict[str, Any]:
-        """The variant's weights into ``lam``; what they cost."""
-        spec = self.scale.training
-        key = digest(spec_to_dict(variant.model), weights_sha256(lam), *self._decisive(lam))
-        if (cost := self.shelf.fetch(variant.name, key, ready(lam))) is not None:
-            return cost
-        samples = self._tokens(variant.model.tokenizer)
-        summary = fit(
-            lam,
-            prediction_loss,
-            samples["train"],
-            samples["validation"],
-            spec,
-            self.work / f"{variant.name}-{key}",
-            lambda step: self.on_progress(
-                f"training {variant.name}", step.step, step.num_steps, describe(step)
-            ),
-            identity=key,
-        )
-        if summary.stop_reason == "interrupted":
-            raise KeyboardInterrupt
-        return self.shelf.keep(variant.name, key, ready(lam.cpu()), summary.to_dict())
-
-    def _decisive(self, lam: LAM) -> list[Any]:
-        """What decides the samples and what is made of them."""
-        scale = self.scale
-        return [
-            spec_to_dict(scale.training),
-            spec_to_dict(trained.PREDICTION),
-            scale.num_validation,
-            scale.data.model.num_paths,
-            lam.tokenizer.num_features,
-            self.checksums,
-        ]
-
-    def _tokens(self, tokenizer: Tokenizer) -> Mapping[str, TokenSamples]:
-        """Training and validation samples; only one tokeniser's are kept in memory."""
-        if tokenizer not in self._samples:
-            fresh = self.untrained(tokenizer)
-            folder = self.work / f"tokens-{digest(tokenizer, *self._decisive(fresh))}"
-            self._samples = {tokenizer: {split: self._make(fresh, split, folder) for split in SPLITS}}
-        return self._samples[tokenizer]
-
-    def _make(self, fresh: LAM, split: str, folder: Path) -> TokenSamples:
-        training = split == "train"
-        views = NoisyViews(
-            source=self.sources[split],
-            spec=trained.PREDICTION,
-            num_samples=self.scale.training.num_samples if training else self.scale.num_validation,
-            seed=2 * self.scale.training.seed + SPLITS.index(split),
-            augment=training,
-        )
-        what = f"{fresh.spec.tokenizer} tokens, {split}"
-        return with_reference(
-            fresh, tokenise_views(fresh.tokenizer, views, folder / split, what, self.on_progress)
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Measured:
     """All variants on one setting's test drops."""
 
@@ -207,7 +108,7 @@ class _Measured:
 
 
 def _measure(
-    found: Mapping[str, _Trained],
+    found: Mapping[str, Trained],
     untrained: LAM,
     dataset: ChannelDataset,
     num_drops: int,
@@ -235,7 +136,7 @@ def _measure(
     return _Measured(comparison=comparison, network_ms=network_ms)
 
 
-def _variant_rows(setting: str, found: Mapping[str, _Trained], measured: _Measured) -> list[dict[str, Any]]:
+def _variant_rows(setting: str, found: Mapping[str, Trained], measured: _Measured) -> list[dict[str, Any]]:
     """One row a variant and SNR, the untrained head among them."""
     rows = []
     for snr_db, errors in _errors(measured.comparison).items():
@@ -255,7 +156,7 @@ def _variant_rows(setting: str, found: Mapping[str, _Trained], measured: _Measur
     return rows
 
 
-def _sizes(each: _Trained) -> dict[str, Any]:
+def _sizes(each: Trained) -> dict[str, Any]:
     parameters = count_parameters(each.lam)
     return {
         "trainable_parameters": parameters.trainable,

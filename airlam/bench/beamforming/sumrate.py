@@ -46,7 +46,7 @@ ALL_ROUND = PlacementSpec(
     user_center_m=(0.0, 0.0), min_radius_m=35.0, max_radius_m=250.0, arc_deg=(-180.0, 180.0)
 )
 GRAPH, GRAPH_LAM, REFERENCE = "graph", "graph_lam", "wmmse_100"
-BEST = GRAPH_LAM
+BEST = GRAPH
 TIMED_DROPS = 64
 PRECODERS: dict[str, PrecoderSpec] = {
     GRAPH: PrecoderSpec(),

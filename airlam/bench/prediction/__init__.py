@@ -13,7 +13,7 @@ from typing import Any
 
 from airlam.bench import trained
 from airlam.bench.prediction import csi4cast, latency, quadriga, sca, sumrate, uma
-from airlam.bench.prediction.job import FULL_SIZES, QUICK_SIZES, Job
+from airlam.bench.prediction.job import FULL_SIZES, QUICK_SIZES, Job, nobody
 from airlam.bench.prediction.sources import load_foreign
 from airlam.bench.prediction.table import RATIO, Part, worst_cell
 from airlam.errors import SpecError
@@ -49,7 +49,7 @@ def run(
     ``worst_cell_lam_over_best_classical`` is over the cells of all Sionna settings that ran. SpecError for a
     setting that is not there, or lacks its data.
     """
-    chosen = _chosen(only, data)
+    chosen = choose(tuple(SETTINGS), only, data)
     if data is not None:
         load_foreign(data, "tdd")  # a file that is not there is known before hours of work
     scale = trained.QUICK if quick else trained.FULL
@@ -57,8 +57,9 @@ def run(
     job = Job(
         scale=scale,
         sizes=QUICK_SIZES if quick else FULL_SIZES,
-        folder=folder,
-        with_peers=peers,
+        lam=partial(trained.load_lam, folder),
+        lam_seed=trained.read_card(folder)["lam_training"]["seed"],
+        peers=partial(trained.load_peers, folder) if peers else nobody,
         data=data,
         on_progress=on_progress,
     )
@@ -81,12 +82,12 @@ def run(
     }
 
 
-def _chosen(only: Sequence[str], data: Path | None) -> list[str]:
-    """The settings to run, in the table's order."""
+def choose(settings: Sequence[str], only: Sequence[str], data: Path | None) -> list[str]:
+    """Of ``settings`` those to run, in their order: all that have their data, or those named in ``only``."""
     for name in only:
-        if name not in SETTINGS:
-            raise SpecError(f"no setting is called {name!r}; there are {', '.join(SETTINGS)}")
+        if name not in settings:
+            raise SpecError(f"no setting is called {name!r}; there are {', '.join(settings)}")
         if name in OF_FOREIGN_DATA and data is None:
             raise SpecError(f"{name} is measured on a QuaDRiGa file; give a *_dev.npz with --data")
-    wanted = only or [name for name in SETTINGS if data is not None or name not in OF_FOREIGN_DATA]
-    return [name for name in SETTINGS if name in wanted]
+    wanted = only or [name for name in settings if data is not None or name not in OF_FOREIGN_DATA]
+    return [name for name in settings if name in wanted]

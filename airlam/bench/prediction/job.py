@@ -1,5 +1,6 @@
 """What every setting of the prediction benchmark is given, and how large each is."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,20 +58,26 @@ QUICK_SIZES = Sizes(
 )
 
 
+LoadPredictors = Callable[[PredictionSetting], Sequence[Predictor]]
+
+
+def nobody(setting: PredictionSetting) -> Sequence[Predictor]:
+    """No further predictors in any setting."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One run of the benchmark."""
+    """One run of the benchmark: the LAM to be scored, in any setting, and who stands beside it."""
 
     scale: trained.Scale
     sizes: Sizes
-    folder: Path  # of the trained models
-    with_peers: bool
+    lam: Callable[[PredictionSetting], LamPredictor]
+    lam_seed: int  # from which the LAM's weights were drawn
     data: Path | None  # a QuaDRiGa set
     on_progress: Progress
-
-    def lam(self, setting: PredictionSetting) -> LamPredictor:
-        """The LAM, trained, for a setting."""
-        return trained.load_lam(self.folder, setting)
+    others: LoadPredictors = nobody  # learned ones that fit any setting
+    peers: LoadPredictors = nobody  # learned ones that fit one number of subcarriers
 
     def guarded_lam(
         self,
@@ -89,16 +96,9 @@ class Job:
             num_links=GUARD_LINKS // len(levels_db),
         )
 
-    @property
-    def lam_seed(self) -> int:
-        """From which the LAM's weights were drawn."""
-        seed: int = trained.read_card(self.folder)["lam_training"]["seed"]
-        return seed
-
     def learned(self, setting: PredictionSetting, training: TrainingLinks) -> list[Predictor]:
-        """The guarded LAM, and the peers where they are asked for, which fit one number of subcarriers."""
-        peers = trained.load_peers(self.folder, setting) if self.with_peers else []
-        return [self.guarded_lam(setting, training), *peers]
+        """The guarded LAM, the others and the peers, in a setting like the one the peers were trained for."""
+        return [self.guarded_lam(setting, training), *self.others(setting), *self.peers(setting)]
 
     def data_file(self) -> Path:
         """The file with foreign links; SpecError where none was given."""

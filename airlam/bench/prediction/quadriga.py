@@ -17,6 +17,7 @@ from airlam.bench import trained
 from airlam.bench.prediction.job import Job
 from airlam.bench.prediction.sources import HeldLinks, link_power, load_foreign
 from airlam.bench.prediction.table import (
+    OTHER_RATIO,
     POOLED,
     POOLED_NOISY,
     RATIO,
@@ -28,6 +29,7 @@ from airlam.bench.prediction.table import (
     interval_figures,
     pooled,
     pooled_row,
+    ratio_metric,
 )
 from airlam.radio.metrics import Interval, LinkErrors, link_errors
 from airlam.radio.prediction import classical_predictors
@@ -72,7 +74,7 @@ def measure_tdd(job: Job) -> Part:
         means = _means(found)
         figures |= {f"{TDD}.{view}.{name}": value for name, value in means.items()}
         figures[f"{TDD}.{view}.best_classical"] = min(means[name] for name in who.classical_names)
-        figures |= interval_figures(f"{TDD}.{view}.{RATIO}", _ratio_of(found))
+        figures |= _ratio_figures(f"{TDD}.{view}", found)
         for row in found:
             if (row.predictor, row.metric, row.group) == (trained.LAM, metric, f"speed_kmh={TOP_SPEED_KMH}"):
                 figures[f"{TDD}.{view}.lam_{TOP_SPEED_KMH}kmh"] = row.value
@@ -93,8 +95,16 @@ def measure_fdd(job: Job) -> Part:
     ]
     lam = job.lam(test.setting)
     floored = [with_floor(each, training) for each in with_fallbacks(lam, test.setting, job.lam_seed)]
-    learned = [guarded(trained.LAM, floored, training, levels_db=(NOISE_FREE_DB,))]
-    who = Field(classical=classical, learned=learned, bounds=(), trainable=trained.trainable_of([lam]))
+    others = job.others(test.setting)
+    who = Field(
+        classical=classical,
+        learned=[
+            guarded(trained.LAM, floored, training, levels_db=(NOISE_FREE_DB,)),
+            *(with_floor(each, training) for each in others),
+        ],
+        bounds=(),
+        trainable=trained.trainable_of([lam, *others]),
+    )
     level_db = 0.0  # against no power at all: no noise
     comparison = compare(who.everyone, test, [level_db], job.on_progress, power=torch.zeros(len(test)))
     errors = {name: each.clean for name, each in comparison.scored[level_db].items()}
@@ -102,9 +112,9 @@ def measure_fdd(job: Job) -> Part:
     means = _means(rows)
     figures = {f"{FDD}.{name}": value for name, value in means.items()}
     figures[f"{FDD}.best_classical"] = min(means[name] for name in who.classical_names)
-    figures |= interval_figures(f"{FDD}.{RATIO}", _ratio_of(rows))
+    figures |= _ratio_figures(FDD, rows)
     rows.append(_published(FDD, POOLED, PUBLISHED_FDD, None))
-    about = _about(job, FDD, test, fitting) | guard_note(learned)
+    about = _about(job, FDD, test, fitting) | guard_note(who.learned)
     return Part(figures=figures, rows=rows, about=about)
 
 
@@ -159,7 +169,7 @@ def _table(
     comparison: Comparison,
     snr_db: float | None,
 ) -> list[Row]:
-    """Everyone at every speed and on average over speeds, and the LAM over the best classical one."""
+    """Everyone at every speed and on average over speeds, and the learned over the best classical one."""
     strata = _by_speed(comparison.speed_m_per_s)
     rows: list[Row] = []
     for name, each in errors.items():
@@ -171,26 +181,29 @@ def _table(
         ]
         mean = dataclasses.asdict(mean_over_speeds(each, list(strata.values())))
         rows.append(Row(metric=MEAN_OVER_SPEEDS + metric, num_links=len(each), **common, **mean))
-    return [*rows, _ratio_row(setting, errors, who, _means(rows), list(strata.values()), snr_db)]
+    return [*rows, *_ratio_rows(setting, errors, who, _means(rows), list(strata.values()), snr_db)]
 
 
-def _ratio_row(
+def _ratio_rows(
     setting: str,
     errors: Mapping[str, LinkErrors],
     who: Field,
     means: Mapping[str, float],
     strata: Sequence[torch.Tensor],
     snr_db: float | None,
-) -> Row:
+) -> list[Row]:
+    """Each learned predictor over the best classical one, paired."""
     best = min(who.classical_names, key=lambda name: means[name])
-    ratio = mean_over_speeds(errors[trained.LAM], strata, over=errors[best])
-    return Row(
-        metric=RATIO,
-        num_links=len(errors[best]),
-        reference=best,
-        **who.shared(trained.LAM, setting=setting, snr_db=snr_db),
-        **dataclasses.asdict(ratio),
-    )
+    return [
+        Row(
+            metric=ratio_metric(name),
+            num_links=len(errors[best]),
+            reference=best,
+            **who.shared(name, setting=setting, snr_db=snr_db),
+            **dataclasses.asdict(mean_over_speeds(errors[name], strata, over=errors[best])),
+        )
+        for name in who.learned_names
+    ]
 
 
 def mean_over_speeds(
@@ -213,8 +226,13 @@ def _means(rows: Sequence[Row]) -> dict[str, float]:
     return {row.predictor: row.value for row in rows if row.metric.startswith(MEAN_OVER_SPEEDS)}
 
 
-def _ratio_of(rows: Sequence[Row]) -> Row:
-    return next(row for row in rows if row.metric == RATIO)
+def _ratio_figures(prefix: str, rows: Sequence[Row]) -> dict[str, float]:
+    """``<prefix>.<name>_over_best_classical`` of every learned predictor, with its interval."""
+    figures: dict[str, float] = {}
+    for row in rows:
+        if row.metric in (RATIO, OTHER_RATIO):
+            figures |= interval_figures(f"{prefix}.{row.predictor}_{OTHER_RATIO}", row)
+    return figures
 
 
 def _published(setting: str, metric: str, value: float, snr_db: float | None) -> Row:

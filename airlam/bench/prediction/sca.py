@@ -50,15 +50,15 @@ class TimeAverage:
 
 
 def measure(job: Job) -> Part:
-    """The three speeds: ``sca.<speed>kmh.db`` is the LAM's."""
+    """The three speeds: ``sca.<speed>kmh.db`` is the LAM's, ``sca.<speed>kmh.<name>_db`` another's."""
     sizes = SplitSizes(train=job.sizes.sca_fit, validation=0, test=0)
     spec = dataclasses.replace(packaged_spec("sca_llm_uma"), drops=sizes, seed=SEED)
     fitting = drawn_links(spec, "train", PREDICTION)
     job.on_progress(f"{SETTING}: fitting the classical predictors", 0, 1, "")
     average = TimeAverage(num_horizon=PREDICTION.num_horizon)
     training = fitting.training()
-    lam = job.guarded_lam(fitting.setting, training, (SNR_DB,))
-    who = Field.of(classical_predictors(fitting.setting, training), [lam], [average])
+    learned = [job.guarded_lam(fitting.setting, training, (SNR_DB,)), *job.others(fitting.setting)]
+    who = Field.of(classical_predictors(fitting.setting, training), learned, [average])
     figures: dict[str, float] = {}
     rows: list[Row] = []
     for speed_kmh in SPEEDS_KMH:
@@ -71,6 +71,7 @@ def measure(job: Job) -> Part:
         score = {row.predictor: row.value for row in means}
         figures[f"{SETTING}.{speed_kmh}kmh.db"] = score[trained.LAM]
         figures[f"{SETTING}.{speed_kmh}kmh.best_classical_db"] = best.value
+        figures |= {f"{SETTING}.{speed_kmh}kmh.{name}_db": score[name] for name in who.peer_names}
         rows += [
             *means,
             *_published_rows(speed_kmh, group),
@@ -88,7 +89,7 @@ def measure(job: Job) -> Part:
         "seed": SEED,
         "nmse": "in dB of the mean over links, against the clean channel",
         "reconstructed": f"{spec.description}; noise against each link's own power; the mean over links",
-        **guard_note([lam]),
+        **guard_note(learned),
     }
     return Part(figures=figures, rows=rows, about=about)
 

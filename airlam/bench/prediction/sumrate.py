@@ -38,34 +38,36 @@ HOLD = "hold"
 
 
 def measure(job: Job) -> Part:
-    """``sumrate_60kmh.lam`` beside the hold, the best classical prediction and perfect CSI."""
+    """``sumrate_60kmh.lam``, and others, beside the hold, the best classical prediction and perfect CSI."""
     fitting, test = _links(job)
     job.on_progress(f"{SETTING}: fitting the classical predictors", 0, 1, "")
     training = fitting.training()
-    lam = job.guarded_lam(test.setting, training, (SNR_DB,))
-    who = Field.of(classical_predictors(test.setting, training), [lam])
+    learned = [job.guarded_lam(test.setting, training, (SNR_DB,)), *job.others(test.setting)]
+    who = Field.of(classical_predictors(test.setting, training), learned)
     truth, estimates = _predict(who, test, job.on_progress)
     found = {name: rates(links, truth) for name, links in {**estimates, GENIE: truth}.items()}
     rows = [_row(name, rate, who) for name, rate in found.items()]
     score = {row.predictor: row for row in rows}
     best = max(who.classical_names, key=lambda name: score[name].value)
-    gain = _mean(found[trained.LAM] - found[best])
+    gains = {name: _mean(found[name] - found[best]) for name in who.learned_names}
+    gain = gains[trained.LAM]
     figures = {
-        f"{FIGURES}.lam": score[trained.LAM].value,
-        f"{FIGURES}.{HOLD}": score[HOLD].value,
+        **{f"{FIGURES}.{name}": score[name].value for name in (*who.learned_names, HOLD, GENIE)},
         f"{FIGURES}.best_classical": score[best].value,
-        f"{FIGURES}.{GENIE}": score[GENIE].value,
         f"{FIGURES}.lam_minus_best_classical": gain["value"],
         f"{FIGURES}.lam_minus_best_classical_low": gain["low"],
         f"{FIGURES}.lam_minus_best_classical_high": gain["high"],
     }
-    gain_row = Row(
-        metric=f"{METRIC}_gain_on_best_classical",
-        num_links=len(test),
-        reference=best,
-        **who.shared(trained.LAM, **_CELL),
-        **gain,
-    )
+    gain_rows = [
+        Row(
+            metric=f"{METRIC}_gain_on_best_classical",
+            num_links=len(test),
+            reference=best,
+            **who.shared(name, **_CELL),
+            **each,
+        )
+        for name, each in gains.items()
+    ]
     about = {
         "setting": SETTING,
         "dataset": trained.SETTINGS["uma_omni"],
@@ -77,9 +79,9 @@ def measure(job: Job) -> Part:
         "test_drops": len(test),
         "seed": SEED,
         "classical": "fitted on users at 60 km/h; all predictors expect 100 km/h at most",
-        **guard_note([lam]),
+        **guard_note(learned),
     }
-    return Part(figures=figures, rows=[*rows, gain_row], about=about)
+    return Part(figures=figures, rows=[*rows, *gain_rows], about=about)
 
 
 def _links(job: Job) -> tuple[HeldLinks, HeldLinks]:

@@ -26,6 +26,7 @@ from airlam.tasks.comparison import Comparison, Scored
 POOLED = "nmse_pooled"
 POOLED_NOISY = "nmse_pooled_noisy_target"
 RATIO = "lam_over_best_classical"
+OTHER_RATIO = "over_best_classical"  # of a learned predictor that is not the LAM
 ALL = "all"
 NUM_RESAMPLES = 1000
 
@@ -94,9 +95,14 @@ class Field:
         return [predictor.name for predictor in self.classical]
 
     @property
+    def learned_names(self) -> list[str]:
+        """Names of the learned ones, the LAM among them."""
+        return [predictor.name for predictor in self.learned]
+
+    @property
     def peer_names(self) -> list[str]:
         """Names of the learned ones but the LAM."""
-        return [predictor.name for predictor in self.learned if predictor.name != LAM]
+        return [name for name in self.learned_names if name != LAM]
 
     def shared(self, name: str, **cell: Any) -> dict[str, Any]:
         """What a predictor's rows in a cell have in common."""
@@ -164,26 +170,33 @@ def pooled_row(errors: LinkErrors, metric: str, common: Mapping[str, Any]) -> Ro
 
 
 def ratio_rows(setting: str, comparison: Comparison, who: Field, groups: Groups) -> list[Row]:
-    """The LAM's pooled NMSE over that of the group's best classical predictor, at every SNR."""
+    """The learned predictors' pooled NMSE over that of the group's best classical one, at every SNR."""
     rows = []
     for snr_db, scored in comparison.scored.items():
         for group, members in groups.items():
-            errors = {name: scored[name].clean.select(members) for name in (*who.classical_names, LAM)}
-            rows.append(ratio_row(errors, who, {"setting": setting, "snr_db": snr_db, "group": group}))
+            errors = {name: each.clean.select(members) for name, each in scored.items()}
+            rows += over_classical(errors, who, {"setting": setting, "snr_db": snr_db, "group": group})
     return rows
 
 
-def ratio_row(errors: Mapping[str, LinkErrors], who: Field, common: Mapping[str, Any]) -> Row:
-    """The LAM over the best of the classical predictors on the same links, paired."""
+def over_classical(errors: Mapping[str, LinkErrors], who: Field, common: Mapping[str, Any]) -> list[Row]:
+    """Each learned predictor over the best of the classical ones on the same links, paired."""
     best = min(who.classical_names, key=lambda name: pooled(errors[name]))
-    ratio = compare_nmse(errors[LAM], errors[best]).pooled
-    return Row(
-        metric=RATIO,
-        num_links=len(errors[LAM]),
-        reference=best,
-        **who.shared(LAM, **common),
-        **dataclasses.asdict(ratio),
-    )
+    return [
+        Row(
+            metric=ratio_metric(name),
+            num_links=len(errors[name]),
+            reference=best,
+            **who.shared(name, **common),
+            **dataclasses.asdict(compare_nmse(errors[name], errors[best]).pooled),
+        )
+        for name in who.learned_names
+    ]
+
+
+def ratio_metric(name: str) -> str:
+    """What a learned predictor's ratio to the best classical one is called."""
+    return RATIO if name == LAM else OTHER_RATIO
 
 
 def pooled(errors: LinkErrors) -> float:

@@ -12,6 +12,8 @@ from airlam.bench import trained
 from airlam.bench.prediction.job import Job
 from airlam.bench.prediction.sources import link_power
 from airlam.bench.prediction.table import (
+    ALL,
+    RATIO,
     Field,
     Groups,
     Part,
@@ -79,8 +81,12 @@ def measure(job: Job, setting: str) -> Part:
 
 
 def _of_all_links(ratios: list[Row]) -> dict[float, Row]:
-    """The ratios over all links, by SNR."""
-    return {row.snr_db: row for row in ratios if row.group == "all" and row.snr_db is not None}
+    """The LAM's ratios over all links, by SNR."""
+    return {
+        row.snr_db: row
+        for row in ratios
+        if row.group == ALL and row.metric == RATIO and row.snr_db is not None
+    }
 
 
 def _about(
