@@ -1,5 +1,6 @@
 """Benchmarks: each prints figures measured in one run."""
 
+import importlib
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -8,17 +9,18 @@ from typing import Any
 
 from airlam.errors import SpecError
 
-BENCHES = (
-    "ablation",
-    "beamforming",
-    "dataset-io",
-    "federated",
-    "prediction",
-    "schedule",
-    "split",
-    "synthesis",
-    "transfer",
-)
+BENCHES: dict[str, tuple[str, frozenset[str]]] = {  # by name, the module and what it takes besides quick
+    "ablation": ("ablation", frozenset({"data", "only", "on_progress"})),
+    "beamforming": ("beamforming", frozenset({"data", "on_progress"})),
+    "dataset-io": ("dataset_io", frozenset()),
+    "federated": ("federated", frozenset({"on_progress"})),
+    "prediction": ("prediction", frozenset({"train", "data", "only", "peers", "on_progress"})),
+    "schedule": ("schedule", frozenset({"on_progress"})),
+    "split": ("split", frozenset({"on_progress"})),
+    "synthesis": ("synthesis", frozenset({"on_progress"})),
+    "transfer": ("transfer", frozenset({"data", "on_progress"})),
+}
+_OPTIONS = {"train": "--train", "data": "--data", "only": "--only", "peers": "--no-peers"}
 
 
 def run_bench(
@@ -33,69 +35,20 @@ def run_bench(
 ) -> dict[str, Any]:
     """Runs the benchmark and returns its JSON object: bench, machine, settings, figures, rows.
 
-    ``only``: the settings to run, of prediction and ablation. ``peers``: whether prediction's learned
-    comparators take part. SpecError where there is no benchmark of that name, or it cannot take what is asked of it.
+    train: models anew. data: foreign channels or recordings. only: the settings to run. peers: whether
+    prediction's learned comparators take part. SpecError where there is no benchmark of that name, or it
+    cannot take what is asked of it.
     """
     if name not in BENCHES:
         raise SpecError(f"no benchmark is called {name!r}; there are {', '.join(BENCHES)}")
-    if only and name not in ("prediction", "ablation"):
-        raise SpecError(f"{name} has no settings to choose; drop --only")
-    if not peers and name != "prediction":
-        raise SpecError(f"{name} has no peers to leave out; drop --no-peers")
-    if name == "dataset-io":
-        if train or data is not None:
-            raise SpecError("dataset-io trains nothing and writes its own data; drop --train and --data")
-        from airlam.bench import dataset_io
-
-        result = dataset_io.run(quick)
-    elif name == "ablation":
-        if train:
-            raise SpecError("ablation trains what is not in the cache; drop --train")
-        from airlam.bench import ablation
-
-        result = ablation.run(quick=quick, on_progress=on_progress, data=data, only=only)
-    elif name == "transfer":
-        if train:
-            raise SpecError("transfer tunes the models that are there; drop --train")
-        from airlam.bench import transfer
-
-        result = transfer.run(quick=quick, data=data, on_progress=on_progress)
-    elif name == "beamforming":
-        if train:
-            raise SpecError("beamforming trains what its cache lacks; drop --train")
-        from airlam.bench import beamforming
-
-        result = beamforming.run(quick=quick, data=data, on_progress=on_progress)
-    elif name == "federated":
-        if train or data is not None:
-            raise SpecError("federated trains in each run and draws its own data; drop --train and --data")
-        from airlam.bench import federated
-
-        result = federated.run(quick, on_progress)
-    elif name == "schedule":
-        if train or data is not None:
-            raise SpecError("schedule trains nothing and draws its own cells; drop --train and --data")
-        from airlam.bench import schedule
-
-        result = schedule.run(quick, on_progress)
-    elif name == "split":
-        if train or data is not None:
-            raise SpecError("split trains for a few steps and draws its own data; drop --train and --data")
-        from airlam.bench import split
-
-        result = split.run(quick, on_progress)
-    elif name == "synthesis":
-        if train or data is not None:
-            raise SpecError("synthesis trains nothing and draws its own data; drop --train and --data")
-        from airlam.bench import synthesis
-
-        result = synthesis.run(quick, on_progress)
-    else:
-        from airlam.bench import prediction
-
-        result = prediction.run(
-            quick=quick, train=train, data=data, only=only, peers=peers, on_progress=on_progress
-        )
+    module, takes = BENCHES[name]
+    given = {"train": train, "data": data is not None, "only": bool(only), "peers": not peers}
+    refused = [_OPTIONS[option] for option, is_given in given.items() if is_given and option not in takes]
+    if refused:
+        raise SpecError(f"{name} does not take {' or '.join(refused)}; drop it")
+    options = {"train": train, "data": data, "only": only, "peers": peers, "on_progress": on_progress}
+    run = importlib.import_module(f"airlam.bench.{module}").run
+    result: dict[str, Any] = run(quick=quick, **{name: options[name] for name in takes})
     return {"bench": name, "machine": machine(), **result}
 
 
