@@ -1,4 +1,4 @@
-"""The ablation's variants in the other settings of ``airlam bench prediction``, where none was trained.
+"""The ablation's variants, trained on UMa, in the other settings of ``airlam bench prediction``.
 
 All stand beside the LAM as it is used and beside every classical predictor, on the links and the noise of
 that benchmark. The LAM is guarded there; a variant is not, for its guard would hide it behind Path-EB. What a
