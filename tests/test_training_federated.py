@@ -8,6 +8,7 @@ import importlib.util
 import math
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,13 @@ def one_thread() -> Iterator[None]:
 def evaluate(lam: LAM) -> float:
     with torch.no_grad():
         return nmse_loss(lam, lam(tokens(9)), tokens(9).context).mean().item()
+
+
+def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """To rounding: embeddings that are sent anew are computed in a batch of another size."""
+    return one.keys() == other.keys() and all(
+        torch.allclose(one[name], other[name], rtol=1e-4, atol=1e-6) for name in one
+    )
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -339,8 +347,9 @@ def test_a_lost_server_costs_no_more_than_the_round_in_flight(share: float) -> N
     federation.transport.inner = Failing(federation.transport.inner, "server", count)
     found = [federation.run_round() for _ in range(2)]
     assert federation.transport.inner.left <= 0  # type: ignore[attr-defined]
-    assert [report.loss for report in found] == [report.loss for report in reports[1:]]
-    assert same(trainable_tensors(model_of(federation)), trainable_tensors(model_of(expected)))
+    losses = [[report.loss for report in some] for some in (found, reports[1:])]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert close(trainable_tensors(model_of(federation)), trainable_tensors(model_of(expected)))
 
 
 def test_a_device_lost_at_any_message_stops_nobody() -> None:
@@ -389,13 +398,14 @@ def test_actors_killed_mid_round_cost_no_more_than_that_round() -> None:
     try:
         assert federation.run_round() == local.run_round()
         federation.transport.inner = Killing(transport, "server", 3)
-        assert federation.run_round().loss == local.run_round().loss
-        assert same(trainable_tensors(model_of(federation)), trainable_tensors(model_of(local)))
+        assert federation.run_round().loss == pytest.approx(local.run_round().loss, rel=1e-5)
+        assert close(trainable_tensors(model_of(federation)), trainable_tensors(model_of(local)))
         federation.transport.inner = Killing(transport, "d1", 2)
         assert set(federation.run_round().ran) == set(DEVICES) - {"d1"}
         assert federation.run_round().ran == DEVICES
     finally:
         federation.close()
+        assert not sys.modules["ray"].is_initialized()
         gc.collect()  # while warnings are those of this test
 
 

@@ -35,7 +35,8 @@ class RayTransport:
 
     address: ``local`` starts Ray here and ends it on ``close``; otherwise what ``ray.init`` takes. A process
     that is connected already stays so. recipes: by node. resources: by node, what Ray calls so, to say which
-    machine it runs on. answer_s: how long a node may take before it counts as late.
+    machine it runs on; None: a node runs where its own name is lent as a resource (``ray start --resources
+    '{"NODE": 1}'``), or anywhere. answer_s: how long a node may take before it counts as late.
     Raises DataError where Ray is absent or out of reach, NodeFailure where an actor finds no place.
     """
 
@@ -49,7 +50,8 @@ class RayTransport:
         threads: int = 1,
     ) -> None:
         self._ray, self._owned = connect(address, num_cpus=len(recipes))  # workers start for as many at once
-        self._recipes, self._resources = dict(recipes), dict(resources or {})
+        self._recipes = dict(recipes)
+        self._resources = dict(_lent(self._ray, recipes) if resources is None else resources)
         self.answer_s, self._threads = answer_s, threads
         self._under_way: dict[Any, _Waiting] = {}
         self._num_submitted = 0
@@ -159,12 +161,8 @@ class RayTransport:
         raise kind(message.header.text)
 
 
-def lent_resources(address: str, nodes: Iterable[str]) -> dict[str, dict[str, float]]:
-    """``resources`` that put each node on the machine that lends one by its name, where any does.
-
-    A machine does by ``ray start --resources '{"NODE": 1}'``. Connects to Ray, and stays connected.
-    """
-    ray, _ = connect(address)
+def _lent(ray: Any, nodes: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Of the nodes those whose names are resources of the cluster."""
     lent = ray.cluster_resources()
     return {node: {node: _TRACE} for node in nodes if node in lent}
 

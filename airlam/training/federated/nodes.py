@@ -12,7 +12,7 @@ from airlam.specs import TrainingSpec
 from airlam.split.node import Loss, SplitNode
 from airlam.split.part import LamPart
 from airlam.split.plan import SplitPlan
-from airlam.split.ray_transport import RayTransport, lent_resources
+from airlam.split.ray_transport import RayTransport
 from airlam.split.recipes import NodeRecipe, lam_recipes, name_of
 from airlam.split.transport import InProcess, Transport
 from airlam.training.federated.private import PrivateNode, private_node
@@ -39,8 +39,7 @@ def transport_of(kit: NodeKit, ray_address: str | None = None) -> Transport:
     """Nodes in this process, or as actors of the Ray at an address."""
     if ray_address is None:
         return InProcess(kit.plan.nodes, partial(_node, kit))
-    lent = lent_resources(ray_address, kit.plan.nodes)
-    return RayTransport(ray_address, recipes_of(kit), resources=lent)
+    return RayTransport(ray_address, recipes_of(kit))
 
 
 def recipes_of(kit: NodeKit) -> Mapping[str, NodeRecipe]:
