@@ -1,6 +1,7 @@
 """Command line: parses, calls one function, prints its report. Heavy libraries load inside the commands."""
 
 import json
+import math
 import shlex
 import sys
 import warnings
@@ -10,7 +11,7 @@ from typing import Annotated, Any, TextIO
 import click
 import typer
 
-from airlam.errors import AirlamError, SpecError
+from airlam.errors import AirlamError, DataError, SpecError
 
 app = typer.Typer(
     name="airlam",
@@ -284,6 +285,44 @@ def demo(
 
 
 @app.command()
+def serve(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that finetune wrote.")],
+    host: Annotated[str, typer.Option(help="Whom it listens to; the server asks nobody who they are.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="0 takes any that is free.")] = 8008,
+) -> None:
+    """Serve fine-tuned LAMs over HTTP, what they share loaded once. Prints its address; ends on Ctrl-C."""
+    from airlam.specs.serving import ServingSpec
+
+    spec = ServingSpec(host=host, port=port)
+    try:
+        from airlam.serving.server import serve as start
+    except ImportError as error:
+        raise DataError(f"{error.name} is not installed: pip install 'airlam[serve]'") from None
+    from airlam.tasks.serving import run_services
+
+    services, metrics = run_services(runs)
+    start(services, spec, metrics, on_listening=lambda url: print(url, flush=True))
+
+
+@app.command()
+def client(
+    run: Annotated[Path, typer.Argument(help="The folder of a run that is served.")],
+    url: Annotated[str, typer.Option(help="What serve printed.")] = "http://127.0.0.1:8008",
+    rate: Annotated[float, typer.Option(help="Requests a second.")] = 20.0,
+    seconds: Annotated[float, typer.Option(help="For how long.")] = 10.0,
+) -> None:
+    """Replay the run's test users to a server at a steady rate, and print how long they waited."""
+    from airlam.tasks.serving import replay_run
+
+    for name, value in (("--rate", rate), ("--seconds", seconds)):
+        if not 0 < value < math.inf:
+            raise SpecError(f"{name} is {value}; expected a positive number")
+    print(*replay_run(run, url, rate_per_s=rate, duration_s=seconds).lines(), sep="\n")
+
+
+@app.command()
 def plan(
     network: Annotated[
         str, typer.Argument(help="A TOML file, or the packaged network edge_network: 20 devices, 2 servers.")
@@ -337,8 +376,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="prediction, beamforming, ablation, transfer, synthesis, schedule, split, federated or "
-            "dataset-io."
+            help="prediction, beamforming, ablation, transfer, synthesis, schedule, split, federated, serve "
+            "or dataset-io."
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,

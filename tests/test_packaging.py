@@ -64,6 +64,7 @@ FORBIDDEN = {
     "airlam/ray_cluster.py": ("torch", "airlam.radio", "airlam.split", "airlam.training", *UPPER),
     "airlam/split": ("airlam.training", *UPPER),
     **{f"airlam/split/{name}.py": ("torch", *ABOVE_PLANNING) for name in PLANNING},
+    "airlam/serving": ("airlam.training", "peft", *UPPER),
     "airlam/results.py": ("torch", "airlam.radio", "airlam.model", "airlam.training", *UPPER),
     "airlam/pictures.py": ("torch", "airlam.radio", "airlam.model", "airlam.training", *UPPER),
     "airlam/report.py": ("airlam.model", "airlam.training", *UPPER),
@@ -100,6 +101,7 @@ SOLE_IMPORTERS = {
     "dp_accounting": {"airlam/training/privacy.py"},
     "cvxpy": {"airlam/bench/schedule.py"},
 }
+HTTP_LIBRARIES = ("fastapi", "starlette", "uvicorn", "prometheus_client")
 SIONNA_ROOMS = ("datasets/", "tasks/link_level.py")
 
 
@@ -145,6 +147,9 @@ def test_heavy_libraries_stay_in_their_rooms() -> None:
         for name in imported(path):
             library = name.split(".")[0]
             assert place in SOLE_IMPORTERS.get(library, {place}), f"{place} imports {name}"
+            assert library not in HTTP_LIBRARIES or place.startswith("airlam/serving/"), (
+                f"{place} imports {name}"
+            )
             assert library != "sionna" or place.startswith(SIONNA_ROOMS), f"{place} imports {name}"
 
 

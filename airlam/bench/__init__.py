@@ -15,6 +15,7 @@ BENCHES: dict[str, tuple[str, frozenset[str]]] = {  # by name, the module and wh
     "dataset-io": ("dataset_io", frozenset()),
     "federated": ("federated", frozenset({"on_progress"})),
     "prediction": ("prediction", frozenset({"train", "data", "only", "peers", "on_progress"})),
+    "serve": ("serve", frozenset({"on_progress"})),
     "schedule": ("schedule", frozenset({"on_progress"})),
     "split": ("split", frozenset({"on_progress"})),
     "synthesis": ("synthesis", frozenset({"on_progress"})),

@@ -1,0 +1,176 @@
+"""Requests become batches: what waits while a batch runs is the next one.
+
+No request waits for company: alone it runs at once, under load batches fill themselves. The queue is bounded
+in links; the nearest deadline goes first, and what has missed its deadline is told so and does not run.
+"""
+
+import asyncio
+import heapq
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+
+from airlam.serving.lam_services import Measurement
+
+Predict = Callable[[Sequence[Measurement]], list[torch.Tensor]]
+_log = logging.getLogger(__name__)
+_SMOOTHING = 0.1  # of the seconds that a link takes, as the queue's pace is estimated
+_PAUSE_SHARE = 0.03  # of a batch's duration, before the next one starts with room to spare
+
+
+class NotServed(Exception):
+    """A request that got no answer; the message is for whoever sent it."""
+
+
+class QueueFull(NotServed):
+    """More links wait than may; retry_after_s is when the queue should have emptied."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(f"the queue is full; try again in {retry_after_s:.2g} s")
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineMissed(NotServed):
+    """The deadline passed before the request could run."""
+
+
+class Draining(NotServed):
+    """The server is about to end."""
+
+
+class Unpredictable(NotServed):
+    """No finite prediction comes of these numbers."""
+
+
+Answer = torch.Tensor | Unpredictable
+
+
+@dataclass(order=True, slots=True)
+class _Waiting:
+    """A request in the queue: the nearest deadline first, then the first come."""
+
+    deadline_s: float
+    number: int
+    measurement: Measurement = field(compare=False)
+    answer: "asyncio.Future[torch.Tensor]" = field(compare=False)
+
+
+class Batcher:
+    """One queue before one worker thread; all but the prediction runs in one event loop."""
+
+    def __init__(
+        self,
+        predict: Predict,
+        *,
+        max_batch_links: int,
+        max_queued_links: int,
+        on_batch: Callable[[int, float], None] = lambda links, duration_s: None,
+    ) -> None:
+        """on_batch: told the links of each batch and the seconds that it took, in the worker thread."""
+        self._predict, self._on_batch = predict, on_batch
+        self._max_batch, self._max_queued = max_batch_links, max_queued_links
+        self._heap: list[_Waiting] = []
+        self._count = 0
+        self._s_per_link = self._last_s = 0.0
+        self._busy = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="airlam-predict")
+        self.queued_links = 0
+        self.draining = False
+
+    async def submit(self, measurement: Measurement, deadline_s: float) -> torch.Tensor:
+        """The prediction, within ``deadline_s`` seconds of now; NotServed where there is none."""
+        if self.draining:
+            raise Draining("the server is about to end; ask another one")
+        if self.queued_links + len(measurement) > self._max_queued:
+            raise QueueFull(self.queued_links * self._s_per_link)
+        loop = asyncio.get_running_loop()
+        self._count += 1
+        waiting = _Waiting(loop.time() + deadline_s, self._count, measurement, loop.create_future())
+        heapq.heappush(self._heap, waiting)
+        self.queued_links += len(measurement)
+        if not self._busy:
+            self._run_next(loop)
+        return await waiting.answer
+
+    async def drain(self) -> None:
+        """Refuses what comes, answers what is there, and ends the worker."""
+        self.draining = True
+        await self._idle.wait()
+        self._pool.shutdown()
+
+    def _run_next(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Has the worker run the next batch, if there is one."""
+        batch = self._take(loop.time())
+        self._busy = bool(batch)
+        if batch:
+            self._idle.clear()
+            job = self._pool.submit(self._answers, [waiting.measurement for waiting in batch])
+            job.add_done_callback(lambda done: loop.call_soon_threadsafe(self._hand_out, batch, done, loop))
+        else:
+            self._idle.set()
+
+    def _take(self, now_s: float) -> list[_Waiting]:
+        """The next batch; empty where nothing waits."""
+        batch: list[_Waiting] = []
+        room = self._max_batch
+        while self._heap and len(self._heap[0].measurement) <= room:
+            waiting = heapq.heappop(self._heap)
+            self.queued_links -= len(waiting.measurement)
+            if waiting.answer.cancelled():  # whoever asked is gone
+                continue
+            if waiting.deadline_s < now_s:
+                waiting.answer.set_exception(DeadlineMissed("the deadline passed while the request waited"))
+                continue
+            batch.append(waiting)
+            room -= len(waiting.measurement)
+        return batch
+
+    def _answers(self, measurements: list[Measurement]) -> list[Answer]:
+        """What each request of a batch is answered; runs in the worker thread."""
+        started_s = time.perf_counter()
+        found = self._predicted(measurements)
+        self._last_s, num_links = time.perf_counter() - started_s, sum(map(len, measurements))
+        self._s_per_link += _SMOOTHING * (self._last_s / num_links - self._s_per_link)
+        self._on_batch(num_links, self._last_s)
+        return found
+
+    def _predicted(self, measurements: Sequence[Measurement]) -> list[Answer]:
+        """Numbers that nothing can be predicted from fail their own request only."""
+        try:
+            return [_finite(future) for future in self._predict(measurements)]
+        except (RuntimeError, ValueError) as error:  # torch's of a matrix it cannot factor; our own DataError
+            if len(measurements) > 1:
+                return [answer for one in measurements for answer in self._predicted([one])]
+            _log.warning("no prediction for a request to %s: %s", measurements[0].lam, error)
+            return [Unpredictable("no prediction comes of these numbers; check their scale")]
+
+    def _hand_out(
+        self, batch: list[_Waiting], done: "Future[list[Answer]]", loop: asyncio.AbstractEventLoop
+    ) -> None:
+        error = done.exception()  # of the program, not of the numbers: whoever waits is to know
+        for index, waiting in enumerate(batch):
+            answer = error or done.result()[index]
+            if waiting.answer.cancelled():
+                continue
+            if isinstance(answer, BaseException):
+                waiting.answer.set_exception(answer)
+            else:
+                waiting.answer.set_result(answer)
+        if len(batch) > 1 and self.queued_links < self._max_batch and not self.draining:
+            # those who were just answered may ask again: without a pause they would miss this batch together,
+            # and batches of many and of few would alternate
+            loop.call_later(_PAUSE_SHARE * self._last_s, self._run_next, loop)
+        else:
+            self._run_next(loop)
+
+
+def _finite(future: torch.Tensor) -> Answer:
+    if torch.isfinite(torch.view_as_real(future).sum()):
+        return future
+    return Unpredictable("no finite prediction comes of these numbers; check their scale")

@@ -1,0 +1,131 @@
+"""A client of the server in plain Python: one connection, tensors in and out."""
+
+import http.client
+import json
+import time
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlencode, urlsplit
+
+import torch
+
+from airlam.errors import AirlamError, SpecError
+from airlam.serving.bodies import BINARY, read_future, write_measurement, write_slot
+from airlam.serving.lam_services import Measurement
+
+_IDLE_S = 30.0  # well within what the server keeps an idle connection for
+
+
+class RequestRefused(AirlamError):
+    """The server did not answer with a prediction; status: HTTP's. retry_after_s: where it says when."""
+
+    def __init__(self, status: int, reason: str, retry_after_s: float | None = None) -> None:
+        super().__init__(f"the server refused with {status}: {reason}")
+        self.status, self.retry_after_s = status, retry_after_s
+
+
+class ServerLost(AirlamError):
+    """There is no answer; whether the server got the request is not known."""
+
+
+class Client:
+    """A connection to a server at ``url`` (http://HOST:PORT). Not for several threads at once."""
+
+    def __init__(self, url: str, timeout_s: float = 30.0) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname:
+            raise SpecError(f"url is {url!r}; expected http://HOST:PORT")
+        self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
+        self._used_s = time.monotonic()
+
+    def lams(self) -> dict[str, Any]:
+        """The LAMs that are served, with the shapes that they take and give."""
+        found: dict[str, Any] = json.loads(self.get("/v1/lams"))
+        return found
+
+    def get(self, path: str) -> bytes:
+        """What a path without a body answers: /metrics, /readyz, /v1/graph."""
+        return self._ask("GET", path)
+
+    def predict(
+        self, lam: str, history: torch.Tensor, noise_variance: torch.Tensor, deadline_ms: float | None = None
+    ) -> torch.Tensor:
+        """The future of some links; shapes as in ``Predictor.predict``. RequestRefused where none."""
+        measurement = Measurement(lam=lam, history=history, noise_variance=noise_variance)
+        body = write_measurement(measurement)
+        return read_future(
+            self._ask("POST", f"/v1/lams/{lam}/predict{_query(deadline_ms=deadline_ms)}", body)
+        )
+
+    def open_session(self, lam: str) -> str:
+        """A session's name, for ``add_slot``."""
+        name: str = json.loads(self._ask("POST", f"/v1/lams/{lam}/sessions"))["session"]
+        return name
+
+    def add_slot(
+        self,
+        session: str,
+        channel: torch.Tensor,
+        noise_variance: float,
+        slot: int | None = None,
+        deadline_ms: float | None = None,
+    ) -> torch.Tensor | None:
+        """Sends a slot's measurement, complex64 [num_user_ant, num_bs_ant, num_history_subcarriers].
+
+        Returns the future of this one link [1, num_horizon, ...], or None while slots are missing.
+        """
+        query = _query(slot=slot, deadline_ms=deadline_ms)
+        body = self._ask("POST", f"/v1/sessions/{session}/slots{query}", write_slot(channel, noise_variance))
+        return None if body.startswith(b"{") else read_future(body)
+
+    def close_session(self, session: str) -> None:
+        """Has the server forget a session."""
+        self._ask("DELETE", f"/v1/sessions/{session}")
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        headers = {} if body is None else {"Content-Type": BINARY, "Accept": BINARY}
+        if time.monotonic() - self._used_s > _IDLE_S:
+            self.close()  # the server may have closed its end; the next request connects anew
+        try:
+            with suppress(
+                BrokenPipeError, ConnectionResetError
+            ):  # refused within the body; the answer says why
+                self._connection.request(method, path, body, headers)
+            response = self._connection.getresponse()
+            answer = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise ServerLost(
+                f"no answer from {self._connection.host}:{self._connection.port}: {error}"
+            ) from error
+        self._used_s = time.monotonic()
+        if response.status >= 400:
+            waits = response.headers.get("retry-after")
+            raise RequestRefused(response.status, _reason(answer), None if waits is None else float(waits))
+        return answer
+
+
+def _query(**values: float | None) -> str:
+    given = {name: value for name, value in values.items() if value is not None}
+    return f"?{urlencode(given)}" if given else ""
+
+
+def _reason(body: bytes) -> str:
+    """What the server says is wrong."""
+    try:
+        return str(json.loads(body)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return body[:200].decode(errors="replace") or "no reason given"

@@ -1,0 +1,232 @@
+"""Fine-tuned LAMs as services: equal modules are loaded once, and run once for all requests of a batch."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+
+from airlam.model.base import PredictionHead
+from airlam.model.lam import CHANNEL_PREDICTION, LAM
+from airlam.model.storage import fingerprint
+from airlam.radio.channel import PredictionSetting
+from airlam.serving.service_graph import ServiceGraph, TaskModules, merge
+from airlam.serving.shared_backbone import SharedBackbone, frozen_parts
+from airlam.specs import require
+from airlam.tokens.base import CsiTokenizer, TokenBatch
+
+Observe = Callable[[str, int, float], None]
+"""(service, links, seconds): told after each pass of a service."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What one request asks: the future of some links, by one LAM.
+
+    history: complex64 [links, num_history, num_user_ant, num_bs_ant, num_history_subcarriers], noisy.
+    noise_variance: float32 [links].
+    """
+
+    lam: str
+    history: torch.Tensor
+    noise_variance: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.history)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Own:
+    """What a LAM has besides the backbone."""
+
+    tokenizer: CsiTokenizer
+    embedding: nn.Module
+    head: PredictionHead
+
+
+class LamServices:
+    """LAMs by name, behind one ``predict``.
+
+    lams: taken over: their backbones are merged where frozen weights agree, so do not use them afterwards.
+    observe: told what each service did.
+    """
+
+    def __init__(
+        self, lams: Mapping[str, LAM], observe: Observe = lambda service, links, duration_s: None
+    ) -> None:
+        require(len(lams) > 0, "there is no LAM to serve; name at least one")
+        groups = _groups(lams)
+        self.graph = merge(_tasks(lams, groups))
+        self.settings: dict[str, PredictionSetting] = {
+            name: lam.tokenizer.setting for name, lam in lams.items()
+        }
+        self._observe = observe
+        self._own = _own_modules(lams, self.graph)
+        self._groups = [(names, SharedBackbone([lams[name].backbone for name in names])) for names in groups]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all weights and buffers, each counted once."""
+        modules = [cast(nn.Module, m) for own in self._own.values() for m in (own.embedding, own.head)]
+        tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+        tensors += [t for _, group in self._groups for t in group.tensors()]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        return sum(storages.values())
+
+    def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
+        """The future that each request asks for: complex64 [links, num_horizon, num_user_ant, num_bs_ant,
+        num_target_subcarriers].
+        """
+        by_lam: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            by_lam.setdefault(request.lam, []).append(index)
+        with torch.no_grad():
+            tokens = self._tokens({name: [requests[i] for i in own] for name, own in by_lam.items()})
+            futures = {
+                name: found
+                for names, group in self._groups
+                for name, found in self._run(names, group, tokens)
+            }
+        answers: dict[int, torch.Tensor] = {}
+        for name, own in by_lam.items():
+            answers |= zip(own, torch.split(futures[name], [len(requests[i]) for i in own]), strict=True)
+        return [answers[index] for index in range(len(requests))]
+
+    def _tokens(self, asked: Mapping[str, Sequence[Measurement]]) -> dict[str, TokenBatch]:
+        """Each LAM's tokens, in the order of its requests; one pass of each tokeniser."""
+        sharing: dict[str, list[str]] = {}
+        for name in asked:
+            sharing.setdefault(self.graph.service_of(name, "tokenizer.csi"), []).append(name)
+        found: dict[str, TokenBatch] = {}
+        for service, names in sharing.items():
+            requests = [request for name in names for request in asked[name]]
+            history = torch.cat(
+                [request.history for request in requests]
+            )  # [links, slots, user, bs, subcarriers]
+            variance = torch.cat([request.noise_variance for request in requests])  # [links]
+            with self._timed(service, len(history)):
+                tokens = self._own[names[0]].tokenizer.tokenise(history, variance)
+            found |= zip(names, _split(tokens, [sum(map(len, asked[name])) for name in names]), strict=True)
+        return found
+
+    def _run(
+        self, names: Sequence[str], group: SharedBackbone, tokens: Mapping[str, TokenBatch]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """The futures of the LAMs of one backbone, all rows in one pass of it."""
+        present = [name for name in names if name in tokens]
+        if not present:
+            return
+        counts = [len(tokens[name]) if name in tokens else 0 for name in names]
+        embedded = _padded(
+            self._embedded(name, tokens[name]) for name in present
+        )  # [rows, num_tokens, width]
+        mask = _padded(tokens[name].mask for name in present)  # [rows, num_tokens]
+        with self._timed("backbone@" + "+".join(names), len(embedded)):
+            hidden = group.run(embedded, mask, counts)
+        rows = torch.split(hidden, [len(tokens[name]) for name in present])
+        for name, own in zip(present, rows, strict=True):
+            head, batch = self._own[name].head, tokens[name]
+            with self._timed(self.graph.service_of(name, HEAD), len(batch)):
+                output = cast(nn.Module, head)(own[:, : batch.mask.shape[1]], batch.context)
+                yield name, head.channel(output, batch.context)
+
+    def _embedded(self, name: str, tokens: TokenBatch) -> torch.Tensor:
+        with self._timed(self.graph.service_of(name, "embedding"), len(tokens)):
+            return cast(torch.Tensor, self._own[name].embedding(tokens.features))
+
+    @contextmanager
+    def _timed(self, service: str, num_links: int) -> Iterator[None]:
+        started_s = time.perf_counter()
+        yield
+        self._observe(service, num_links, time.perf_counter() - started_s)
+
+
+HEAD = "head." + CHANNEL_PREDICTION
+
+
+def _groups(lams: Mapping[str, LAM]) -> list[list[str]]:
+    """Names of the LAMs of each backbone, the deepest first."""
+    deepest_first = sorted(lams, key=lambda name: -lams[name].backbone.num_blocks)
+    parts = {name: _backbone_parts(lams[name]) for name in lams}
+    groups: list[list[str]] = []
+    for name in deepest_first:
+        fitting = (names for names in groups if parts[name].items() <= parts[names[0]].items())
+        group = next(fitting, None) if _is_shareable(lams[name]) else None
+        if group is None:
+            groups.append([name])
+        else:
+            group.append(name)
+    return groups
+
+
+def _is_shareable(lam: LAM) -> bool:
+    return lam.spec.tuning in ("lora", "head")
+
+
+def _backbone_parts(lam: LAM) -> dict[str, str]:
+    """What must agree for two LAMs to run on one backbone."""
+    kind = (lam.spec.backbone, type(lam.backbone.model).__name__, lam.backbone.ordered, _is_shareable(lam))
+    return {"kind": str(kind)} | frozen_parts(lam.backbone)
+
+
+def _tasks(lams: Mapping[str, LAM], groups: Iterable[Sequence[str]]) -> dict[str, TaskModules]:
+    """Each LAM's chain, with identities that agree where modules can be shared."""
+    backbone_of = {name: names[0] for names in groups for name in names}
+    return {name: TaskModules.chain(_identities(lam, backbone_of[name])) for name, lam in lams.items()}
+
+
+def _identities(lam: LAM, backbone: str) -> dict[str, str]:
+    identity: dict[str, str] = {}
+    for module in lam.module_names:
+        if module.startswith("tokenizer."):
+            identity[module] = f"{lam.spec.tokenizer} {lam.spec.num_paths} {lam.tokenizer.setting}"
+        elif module == "embedding":
+            identity[module] = fingerprint(lam.embedding.state_dict())
+        elif module.startswith("head."):
+            identity[module] = f"{lam.tokenizer.setting} {fingerprint(lam.heads.state_dict())}"
+        else:
+            identity[module] = backbone
+    return identity
+
+
+def _own_modules(lams: Mapping[str, LAM], graph: ServiceGraph) -> dict[str, _Own]:
+    """What each LAM has besides the backbone; equal modules are one object."""
+    holders = {service.name: lams[service.tasks[0]] for service in graph.services}
+
+    def holder(name: str, module: str) -> LAM:
+        return holders[graph.service_of(name, module)]
+
+    return {
+        name: _Own(
+            tokenizer=holder(name, "tokenizer.csi").tokenizer,
+            embedding=holder(name, "embedding").embedding.eval().requires_grad_(False),
+            head=cast(
+                PredictionHead, holder(name, HEAD).heads[CHANNEL_PREDICTION].eval().requires_grad_(False)
+            ),
+        )
+        for name, lam in lams.items()
+    }
+
+
+def _split(tokens: TokenBatch, sizes: Sequence[int]) -> Iterator[TokenBatch]:
+    """A batch of tokens in consecutive parts."""
+    parts = {name: torch.split(value, list(sizes)) for name, value in tokens.context.items()}
+    features, masks = torch.split(tokens.features, list(sizes)), torch.split(tokens.mask, list(sizes))
+    for index in range(len(sizes)):
+        context = {name: value[index] for name, value in parts.items()}
+        yield TokenBatch(features=features[index], mask=masks[index], context=context)
+
+
+def _padded(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Rows of several LAMs as one tensor [rows, num_tokens, ...]; zeros where a LAM has fewer tokens."""
+    listed = list(parts)
+    num_tokens = max(part.shape[1] for part in listed)
+    whole = listed[0].new_zeros(sum(map(len, listed)), num_tokens, *listed[0].shape[2:])
+    start = 0
+    for part in listed:
+        whole[start : start + len(part), : part.shape[1]] = part
+        start += len(part)
+    return whole

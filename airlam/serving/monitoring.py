@@ -1,0 +1,59 @@
+"""What Prometheus reads of a server, in a registry of its own."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_LINKS = (1, 2, 4, 8, 16, 32, 64, 128)
+NO_LAM = "-"  # where a request named none of ours: labels are ours to choose, never a sender's
+
+
+class Metrics:
+    """Counts and times; each label takes as many values as the server has LAMs, services or answers."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "airlam_requests", "Requests by LAM and HTTP status.", ["lam", "status"], registry=self._registry
+        )
+        self._latency = Histogram(
+            "airlam_request_seconds",
+            "From a request's header to its answer.",
+            ["lam"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._service = Histogram(
+            "airlam_service_seconds",
+            "One pass of a service.",
+            ["service"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._batch = Histogram(
+            "airlam_batch_links", "Links that ran together.", buckets=_LINKS, registry=self._registry
+        )
+        self._batch_time = Histogram(
+            "airlam_batch_seconds", "One batch.", buckets=_SECONDS, registry=self._registry
+        )
+        self._queued = Gauge("airlam_queued_links", "Links that wait.", registry=self._registry)
+        self._sessions = Gauge("airlam_sessions", "Users whose history is kept.", registry=self._registry)
+
+    def answered(self, lam: str, status: int, duration_s: float) -> None:
+        """A request has its answer."""
+        self._requests.labels(lam, str(status)).inc()
+        self._latency.labels(lam).observe(duration_s)
+
+    def service_ran(self, service: str, num_links: int, duration_s: float) -> None:
+        """A service has run for some links."""
+        self._service.labels(service).observe(duration_s)
+
+    def batch_ran(self, num_links: int, duration_s: float) -> None:
+        """A batch has run."""
+        self._batch.observe(num_links)
+        self._batch_time.observe(duration_s)
+
+    def text(self, *, queued_links: int, num_sessions: int) -> bytes:
+        """All of it in Prometheus' text format, with what holds at this moment."""
+        self._queued.set(queued_links)
+        self._sessions.set(num_sessions)
+        return generate_latest(self._registry)
