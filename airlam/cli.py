@@ -293,7 +293,7 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes any that is free.")] = 8008,
 ) -> None:
     """Serve fine-tuned LAMs over HTTP, what they share loaded once. Prints its address; ends on Ctrl-C."""
-    from airlam.specs.serving import ServingSpec
+    from airlam.specs import ServingSpec
 
     spec = ServingSpec(host=host, port=port)
     try:

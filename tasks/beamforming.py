@@ -8,7 +8,9 @@ two parts: the first imitates the dual and stream powers that WMMSE ends with, t
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,10 +22,11 @@ from airlam.datasets.mixture import PLACEMENTS
 from airlam.datasets.stochastic.synthesis import draw_drops
 from airlam.model.graph_precoder import GraphPrecoder, Shares, gram_of, sum_rates
 from airlam.radio.beamforming import structure_parameters, wmmse
-from airlam.specs import ArraySpec, DatasetSpec, PlacementSpec, TrainingSpec
+from airlam.specs import ArraySpec, ChannelModel, DatasetSpec, PlacementSpec, TrainingSpec
 from airlam.tasks.channel_prediction import Progress, quiet
 from airlam.tasks.runs import describe
 from airlam.training.loop import fit
+from airlam.training.metrics import Progress as TrainingProgress
 from airlam.training.metrics import TrainingSummary
 
 LABEL_ITERATIONS = 50  # of WMMSE, whose powers the first part of training imitates
@@ -46,12 +49,12 @@ class UserChannels:
 
 
 def downlink_spec(
-    model: str,
+    model: ChannelModel,
     num_users: int,
     array: tuple[int, int],
     *,
-    los: str = "nlos",
-    pattern: str = "omni",
+    los: Literal["mixed", "los", "nlos"] = "nlos",
+    pattern: Literal["omni", "38.901"] = "omni",
     placement: PlacementSpec | None = None,
 ) -> DatasetSpec:
     """Users of one sector of a model of TR 38.901, at one subcarrier and slot; array: rows and columns."""
@@ -60,8 +63,8 @@ def downlink_spec(
         base,
         name=f"downlink_{model}",
         num_users=num_users,
-        channel=dataclasses.replace(base.channel, model=model, los=los),  # type: ignore[arg-type]
-        base_station=ArraySpec(num_rows=array[0], num_cols=array[1], antenna_pattern=pattern),  # type: ignore[arg-type]
+        channel=dataclasses.replace(base.channel, model=model, los=los),
+        base_station=ArraySpec(num_rows=array[0], num_cols=array[1], antenna_pattern=pattern),
         placement=placement or PLACEMENTS[model],
         grid=dataclasses.replace(base.grid, num_uplink_subcarriers=1, num_slots=1),
     )
@@ -161,6 +164,10 @@ class DownlinkSamples:
         return chosen, float(10 ** (-draw.uniform(self.min_snr_db, self.max_snr_db) / 10))
 
 
+def _tell(on_progress: Progress, what: str, step: TrainingProgress) -> None:
+    on_progress(what, step.step, step.num_steps, describe(step))
+
+
 def unit_power(h: torch.Tensor) -> torch.Tensor:
     """Each user's channel at unit mean power an antenna: complex [..., num_bs_ant]; one of zeros stays so."""
     power = h.abs().square().mean(dim=-1, keepdim=True)
@@ -218,7 +225,7 @@ def tune_precoder(
             validation,
             own,
             folder / str(index),
-            lambda step, what=what: on_progress(what, step.step, step.num_steps, describe(step)),  # type: ignore[misc]
+            partial(_tell, on_progress, what),
         )
         if summary.stop_reason == "interrupted":
             raise KeyboardInterrupt

@@ -24,8 +24,7 @@ from airlam.serving.monitoring import Metrics
 from airlam.serving.replay import replay
 from airlam.serving.server import running
 from airlam.serving.service_graph import TaskModules, merge
-from airlam.specs import ArraySpec, ModelSpec
-from airlam.specs.serving import ServingSpec
+from airlam.specs import ArraySpec, ModelSpec, ServingSpec
 
 FREQUENCIES_HZ = (0.0, 180e3, 360e3, 540e3)
 SETTING = PredictionSetting(

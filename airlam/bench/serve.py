@@ -34,8 +34,7 @@ from airlam.serving.lam_services import LamServices, Measurement
 from airlam.serving.monitoring import Metrics
 from airlam.serving.replay import replay
 from airlam.serving.server import serve
-from airlam.specs import ModelSpec, SplitSizes
-from airlam.specs.serving import ServingSpec
+from airlam.specs import ModelSpec, ServingSpec, SplitSizes
 from airlam.tasks.channel_prediction import Progress
 from airlam.tasks.comparison import observe
 

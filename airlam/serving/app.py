@@ -46,7 +46,7 @@ from airlam.serving.bodies import (
 from airlam.serving.lam_services import LamServices, Measurement
 from airlam.serving.monitoring import NO_LAM, Metrics
 from airlam.serving.sessions import Session, Sessions, SessionsFull, SlotRefused
-from airlam.specs.serving import ServingSpec
+from airlam.specs import ServingSpec
 
 _STATUS: dict[type[NotServed], int] = {
     QueueFull: 429,

@@ -18,7 +18,7 @@ from airlam.errors import SpecError
 from airlam.serving.app import create_app
 from airlam.serving.lam_services import LamServices
 from airlam.serving.monitoring import Metrics
-from airlam.specs.serving import ServingSpec
+from airlam.specs import ServingSpec
 
 _MAX_HEADER_BYTES = 2**16
 _KEEP_ALIVE_S = 75

@@ -24,6 +24,7 @@ from airlam.specs.sensors import (
     RangeSensorSpec,
     SensorsSpec,
 )
+from airlam.specs.serving import ServingSpec
 from airlam.specs.site import SiteSpec
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "ScenarioSpec",
     "SensorsSpec",
     "ServerSpec",
+    "ServingSpec",
     "SiteSpec",
     "SplitSizes",
     "TrainingSpec",

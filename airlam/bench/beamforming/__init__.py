@@ -17,8 +17,8 @@ def run(*, quick: bool, data: Path | None, on_progress: Progress) -> dict[str, A
 
     data: a folder with a user's copy of GCN-WMMSE's example, of DeepSense arrays in ``deepsense/``, or both;
     without it these parts are left out. The graph precoder that the cache lacks is trained first.
-    ``SETTING.share_of_wmmse100``, ``SETTING.speedup_vs_wmmse100`` and the others are of the precoder with
-    ``sumrate.BEST``; ``SETTING.NAME...`` of the other one.
+    ``SETTING.share_of_wmmse100``, ``SETTING.speedup_vs_wmmse100`` and the others are of the graph precoder
+    alone (``sumrate.BEST``), ``SETTING.graph_lam...`` of the one with a backbone.
     """
     scale = sumrate.QUICK if quick else sumrate.FULL
     precoders = {name: sumrate.trained_precoder(name, scale, on_progress) for name in sumrate.PRECODERS}

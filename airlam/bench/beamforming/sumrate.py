@@ -30,7 +30,7 @@ from airlam.radio.precoding import (
     sum_rate_bit_per_s_per_hz,
     zero_forcing,
 )
-from airlam.specs import ModelSpec, PlacementSpec, PrecoderSpec, TrainingSpec, spec_to_dict
+from airlam.specs import ChannelModel, ModelSpec, PlacementSpec, PrecoderSpec, TrainingSpec, spec_to_dict
 from airlam.tasks.beamforming import (
     DownlinkSamples,
     UserChannels,
@@ -52,8 +52,9 @@ PRECODERS: dict[str, PrecoderSpec] = {
     GRAPH: PrecoderSpec(),
     GRAPH_LAM: PrecoderSpec(backbone=ModelSpec(backbone="airlam", num_layers=2, lora_rank=4)),
 }
-SEEN = {"n16k8": ("uma", 8, (2, 8)), "n16k16": ("uma", 16, (2, 8))}
-UNSEEN = {  # numbers of users and of antennas that no training sample has
+Case = tuple[ChannelModel, int, tuple[int, int]]  # model, users, rows and columns of the array
+SEEN: dict[str, Case] = {"n16k8": ("uma", 8, (2, 8)), "n16k16": ("uma", 16, (2, 8))}
+UNSEEN: dict[str, Case] = {  # numbers of users and of antennas that no training sample has
     "unseen_n24k9": ("uma", 9, (3, 8)),
     "unseen_n40k20": ("uma", 20, (5, 8)),
     "unseen_n12k5_umi": ("umi", 5, (2, 6)),
@@ -172,12 +173,15 @@ def _data_key(scale: Scale) -> list[Any]:
 
 def _samples(scale: Scale) -> tuple[DownlinkSamples, DownlinkSamples]:
     """Training and validation, of drops of their own; arrays of up to 8 x 8, none of a test's size."""
-    kinds = (("uma", "nlos", "omni"), ("uma", "mixed", "38.901"), ("umi", "nlos", "omni"))
+    kinds = (
+        downlink_spec("uma", 16, (8, 8)),
+        downlink_spec("uma", 16, (8, 8), los="mixed", pattern="38.901"),
+        downlink_spec("umi", 16, (8, 8)),
+    )
     found = []
     for seed, drops in ((1, scale.pool_drops), (2, max(2, scale.pool_drops // 10))):
         pool: list[UserChannels] = [
-            draw_users(downlink_spec(model, 16, (8, 8), los=los, pattern=pattern), drops, 10 * seed + kind)
-            for kind, (model, los, pattern) in enumerate(kinds)
+            draw_users(spec, drops, 10 * seed + kind) for kind, spec in enumerate(kinds)
         ]
         num_groups = scale.num_groups if seed == 1 else min(len(TRAINED_USERS), scale.num_groups)
         users = tuple(TRAINED_USERS[group % len(TRAINED_USERS)] for group in range(num_groups))
@@ -192,7 +196,7 @@ _TEST_SIZES = tuple(rows * columns for _, _, (rows, columns) in UNSEEN.values())
 
 
 def downlink_channels(
-    model: str, num_users: int, array: tuple[int, int], drops: int, seed: int
+    model: ChannelModel, num_users: int, array: tuple[int, int], drops: int, seed: int
 ) -> torch.Tensor:
     """complex64 [drops, num_users, num_bs_ant], each user at unit mean power."""
     placement = ALL_ROUND if model == "uma" else None
@@ -222,7 +226,8 @@ def rates_of(h: torch.Tensor, precoders: Mapping[str, GraphPrecoder]) -> dict[st
 def times_ms(h: torch.Tensor, precoders: Mapping[str, GraphPrecoder], repeats: int) -> dict[str, float]:
     """From channels to W, one thread, median of turns: milliseconds for all drops together.
 
-    ``wmmse_100_searched`` searches the power's multiplier in every iteration, as WMMSE is published.
+    ``wmmse_100_searched`` searches the power's multiplier in every iteration, as the published
+    algorithm does, but is of the code for many cells and user antennas, which costs it time of its own.
     """
     noise = torch.full((len(h),), NOISE_VARIANCE)
     cells = Cells(

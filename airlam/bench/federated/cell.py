@@ -132,7 +132,7 @@ class OneSeed:
         self.target = math.nan
         spec = dataclasses.replace(packaged_spec("quickstart"), name="federated", drops=scale.drops)
         with kept_dataset(spec, cache_folder() / "federated" / "channels.h5", quiet) as dataset:
-            self._read(dataset, folder / str(seed))
+            self._read(dataset, folder)
 
     def _read(self, dataset: ChannelDataset, folder: Path) -> None:
         assert self.spec.network is not None
@@ -146,9 +146,10 @@ class OneSeed:
             PREDICTION,
             num_samples=self.scale.training.num_samples,
             seed=self.seed,
-            folder=folder / "train",
+            folder=folder / str(self.seed),
             on_progress=quiet,
         )
+        # the same for all seeds, so tokens are made once
         self.evaluate = _evaluation(lam, dataset, "validation", folder)
         self.test = _evaluation(lam, dataset, "test", folder)
         self.classical_nmse = predictor_nmse(PathEb(self.setting), _views(dataset, "test"))
