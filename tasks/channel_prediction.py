@@ -349,14 +349,21 @@ def prediction_loss(lam: torch.nn.Module, tokens: TokenBatch) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LamPredictor:
-    """A LAM with its tokeniser, as a predictor."""
+    """A LAM with its tokeniser, as a predictor; merged: a copy of the LAM that predicts in its place."""
 
     tokenizer: CsiTokenizer
     lam: LAM
     name: str = "lam"
+    merged: LAM | None = None
+
+    @staticmethod
+    def of(lam: LAM) -> "LamPredictor":
+        """Of a LAM that is trained; takes its memory a second time, for a copy with its LoRA merged."""
+        return LamPredictor(tokenizer=lam.tokenizer, lam=lam.eval(), merged=lam.merged())
 
     def predict(self, history: torch.Tensor, noise_variance: torch.Tensor) -> torch.Tensor:
         """See ``Predictor.predict``."""
         tokens = self.tokenizer.tokenise(history, noise_variance)
+        lam = self.merged or self.lam
         with torch.no_grad():
-            return self.lam.head().channel(self.lam(tokens), tokens.context)
+            return lam.head().channel(lam(tokens), tokens.context)

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 from airlam.errors import DataError
 from airlam.model.backbone import build_backbone
 from airlam.model.families import norm_names, projection_names
-from airlam.model.lora import load_adapter, prepare_tuning, save_adapter
+from airlam.model.lora import load_adapter, merge_adapters, prepare_tuning, save_adapter
 from airlam.specs import ModelSpec
 
 FAMILIES = ("small", "llama", "gpt2")
@@ -139,3 +139,14 @@ def test_a_disk_that_refuses_is_an_error_of_the_system(specs: dict[str, ModelSpe
     (tmp_path / "adapter_model.safetensors" / "in the way").mkdir(parents=True)
     with pytest.raises(OSError, match="cannot write weights"):
         save_adapter(prepare_tuning(build_backbone(specs["gpt2"]), specs["gpt2"]), tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_merged_adapters_change_nothing_and_leave_nothing_of_peft(
+    specs: dict[str, ModelSpec], family: str
+) -> None:
+    model = trained(specs[family])
+    before = run(model)
+    merge_adapters(model)
+    assert torch.allclose(run(model), before, rtol=1e-4, atol=1e-5)
+    assert not [name for name, _ in model.named_parameters() if "lora" in name or "modules_to_save" in name]

@@ -153,7 +153,7 @@ def load_lam(folder: Path, setting: PredictionSetting) -> LamPredictor:
     card = read_card(folder)
     lam = lam_for(ModelSpec(**card["model"]), setting, card["lam_training"]["seed"])
     lam.load(folder / LAM)
-    return LamPredictor(tokenizer=lam.tokenizer, lam=lam.eval())
+    return LamPredictor.of(lam)
 
 
 def load_peers(folder: Path, setting: PredictionSetting) -> list[Predictor]:

@@ -4,6 +4,7 @@
 as a whole by ``forward``, or one by one by ``forward_module``, wherever each of them lives.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,16 +86,22 @@ class LAM(nn.Module):
         blocks = (f"block.{index}" for index in range(self.backbone.num_blocks))
         return ("tokenizer.csi", "embedding", *blocks, "norm", *(f"head.{task}" for task in self.heads))
 
-    def head(self, task: str = CHANNEL_PREDICTION) -> PredictionHead:
-        """The head of a task."""
+    @property
+    def task(self) -> str:
+        """What it is for where nobody says: its first head's task."""
+        return next(iter(self.heads))
+
+    def head(self, task: str | None = None) -> PredictionHead:
+        """The head of a task; None: of its first."""
+        task = task or self.task
         if task not in self.heads:
             raise SpecError(f"no head for task {task!r}; this LAM has {', '.join(self.heads)}")
         return cast(PredictionHead, self.heads[task])
 
-    def forward(self, tokens: TokenBatch, task: str = CHANNEL_PREDICTION) -> Context:
-        """The head's output (named tensors, batch first) for a batch of tokens."""
+    def forward(self, tokens: TokenBatch, task: str | None = None) -> Context:
+        """The output of a task's head (named tensors, batch first) for a batch of tokens; None: its first."""
         hidden = self.backbone(self.embedding(tokens.features), tokens.mask)  # [batch, num_tokens, width]
-        return cast(Context, self.heads[task](hidden, tokens.context))
+        return cast(Context, self.heads[task or self.task](hidden, tokens.context))
 
     def forward_module(self, name: str, state: State) -> State:
         """What one module makes of what the modules before it made.
@@ -129,6 +136,15 @@ class LAM(nn.Module):
             key.removeprefix(_CONTEXT): value for key, value in state.items() if key.startswith(_CONTEXT)
         }
         return cast(State, self.heads[detail](state["hidden"], context))
+
+    def merged(self) -> "LAM":
+        """A copy for inference, its LoRA added to the weights: the same outputs, to rounding, sooner."""
+        copied = copy.deepcopy(self).requires_grad_(False)
+        if self.spec.tuning == "lora":
+            from airlam.model.lora import merge_adapters
+
+            merge_adapters(copied)
+        return copied
 
     def save(self, folder: Path) -> None:
         """Writes the LAM's spec and tuned weights; appears whole or not at all."""

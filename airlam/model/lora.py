@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from airlam.errors import DataError
@@ -75,3 +77,16 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     own: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     check_tensors(own, state, str(folder / _WEIGHTS))
     set_peft_model_state_dict(model, state)
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Adds each adapter's B A to the weights that it stands beside; for good, and for inference only.
+
+    Nothing of peft is left in ``model``, so a projection is one product instead of three.
+    """
+    for path, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()  # type: ignore[operator]
+            model.set_submodule(path, module.get_base_layer())
+        elif isinstance(module, ModulesToSaveWrapper):
+            model.set_submodule(path, module.modules_to_save[module.active_adapter])

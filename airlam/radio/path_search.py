@@ -1,11 +1,13 @@
 """Search for the paths of a link: rounds of picking on a grid, fitting all of them off it, and exchange."""
 
+import functools
 import math
 from dataclasses import dataclass
 
 import torch
 from einops import rearrange
 
+from airlam.radio.factors import cholesky, triangular_inverse
 from airlam.radio.paths import AXIS_SIGNS, NUM_ATOMS, PathGrid, PathWaves
 
 OVERSAMPLING = 1.5  # of the search grid, per axis; the polish covers the rest, and a finer grid gains nothing
@@ -48,7 +50,7 @@ def find_paths(
     noise_variance: float32 [batch], of one entry of the snapshots.
     """
     field = _whitened(_strongest(snapshots), noise_variance)  # [batch, points, k]
-    search, paths, residual = _SearchGrid.of(grid, field.device), _Paths.none(len(field), field.device), field
+    search, paths, residual = _search_grid(grid.shape, field.device), _Paths.none(len(field), field.device), field
     rank = paths.power
     for num_kept, num_new in _rounds(min(num_paths, grid.num_points)):
         kept = rank.topk(num_kept, dim=1).indices  # [batch, num_kept]
@@ -138,7 +140,7 @@ class _Fit:
         information = waves.gram() * (deviation.unsqueeze(1) * deviation.unsqueeze(2))
         diagonal = information.diagonal(dim1=1, dim2=2)
         diagonal.add_(1 + JITTER * diagonal.real)
-        lower = torch.linalg.cholesky(information)
+        lower = cholesky(information)
         seen = waves.project(field).flatten(1, 2) * deviation.unsqueeze(2)  # [batch, paths * 4, k]
         return _Fit(
             paths=paths,
@@ -165,10 +167,8 @@ class _Fit:
         With V_n the covariance of its z_n, losing the path adds z_n^H V_n^-1 z_n to the quadratic form and
         log det V_n to the log determinant, in every snapshot.
         """
-        inverse = rearrange(
-            torch.cholesky_inverse(self.lower), "b (n a) (m c) -> b n a m c", a=NUM_ATOMS, c=NUM_ATOMS
-        )
-        blocks = inverse.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)  # [batch, paths, 4, 4]
+        columns = rearrange(triangular_inverse(self.lower), "b k (n a) -> b n a k", a=NUM_ATOMS)
+        blocks = columns.conj() @ columns.mT  # [batch, paths, 4, 4]
         rounding = ROUNDING * torch.eye(NUM_ATOMS, device=blocks.device)
         lower = torch.linalg.cholesky(blocks + rounding)
         white = _by_path(self.white)  # [batch, paths, 4, k]
@@ -178,8 +178,7 @@ class _Fit:
 
     def improved(self) -> _Paths:
         """Every path moved, its power scaled by what z has to what it would have were the path alone."""
-        alone = rearrange(1 - 1 / self.diagonal, "b (n a) -> b n a", a=NUM_ATOMS)
-        expected = alone.sum(2)  # [batch, paths]
+        expected = (1 - 1 / self.diagonal).unflatten(1, (-1, NUM_ATOMS)).sum(2)  # [batch, paths]
         found = _energy(_by_path(self.white)) / self.white.shape[2]  # [batch, paths]
         ratio = (found / expected.clamp_min(1e-9)).pow(UPDATE_POWER).clamp(1e-4, 1e3)
         return _Paths(
@@ -190,7 +189,7 @@ class _Fit:
 
 def _by_path(atoms: torch.Tensor) -> torch.Tensor:
     """[batch, paths * 4, k] to [batch, paths, 4, k]."""
-    return rearrange(atoms, "b (n a) k -> b n a k", a=NUM_ATOMS)
+    return atoms.unflatten(1, (-1, NUM_ATOMS))  # einops takes as long as the arithmetic on one link
 
 
 def _energy(coefficients: torch.Tensor) -> torch.Tensor:
@@ -202,43 +201,50 @@ def _energy(coefficients: torch.Tensor) -> torch.Tensor:
 class _SearchGrid:
     """A grid of positions on which peaks are found.
 
-    place: float32 [grid points, 3], the index of each along every axis; beside: int64 [grid points, 7], the
-    neighbours below along each axis, the point itself, and those above. axis, length, turn, points: [sum of
-    sizes], the axes end to end: index, steps, the sign of the phase, and the positions.
+    shape: of the history; sizes, size: of this grid along the axes, size as int64 [3]. place: float32 [grid
+    points, 3], the index of each along every axis; beside: int64 [grid points, 7], the
+    neighbours below along each axis, the point itself, and those above. axis, points, length, norm, turn: [sum
+    of sizes], the axes end to end: index, positions in [0, 1), steps of the history, 1 / sqrt(steps), and how
+    far a kernel's phase turns over half a distance.
     """
 
+    shape: tuple[int, int, int]
     sizes: tuple[int, int, int]
-    grid: PathGrid
+    size: torch.Tensor
     place: torch.Tensor
     beside: torch.Tensor
     axis: torch.Tensor
-    length: torch.Tensor
-    turn: torch.Tensor
     points: torch.Tensor
+    length: torch.Tensor
+    norm: torch.Tensor
+    turn: torch.Tensor
 
     @staticmethod
-    def of(grid: PathGrid, device: torch.device) -> "_SearchGrid":
-        sizes = search_shape(grid)
+    def of(shape: tuple[int, int, int], device: torch.device) -> "_SearchGrid":
+        sizes = search_shape(shape)
         size = torch.tensor(sizes, device=device)
         axis = torch.arange(3, device=device).repeat_interleave(size)
+        length = torch.tensor(shape, device=device)[axis]
         stride = torch.tensor([sizes[1] * sizes[2], sizes[2], 1], device=device)
         index = torch.arange(math.prod(sizes), device=device).unsqueeze(1)  # [grid points, 1]
         place = index // stride % size  # [grid points, 3]
         below, above = (index + ((place + step) % size - place) * stride for step in (-1, 1))
         return _SearchGrid(
+            shape=shape,
             sizes=sizes,
-            grid=grid,
+            size=size,
             place=place.float(),
             beside=torch.cat([below, index, above], dim=1),
             axis=axis,
-            length=torch.tensor(grid.shape, device=device)[axis],
-            turn=torch.tensor(AXIS_SIGNS, device=device)[axis],
+            length=length,
+            norm=length**-0.5,
+            turn=torch.tensor(AXIS_SIGNS, device=device)[axis] * (length - 1),
             points=torch.cat([torch.arange(n, device=device) / n for n in sizes]),
         )
 
     def peaks(self, residual: torch.Tensor, num_peaks: int) -> _Paths:
         """Matching pursuit on the grid alone; residual: complex64 [batch, points, k]."""
-        correlation = _grid_response(residual.mT, self.grid)  # [batch, k, grid points]
+        correlation = _grid_response(residual.mT, self.shape)  # [batch, k, grid points]
         found = [self._peak(correlation) for _ in range(num_peaks)]
         position = torch.stack([position for position, _ in found], dim=1)  # [batch, num_peaks, 3]
         weight = torch.cat([weight for _, weight in found], dim=2)  # [batch, k, num_peaks]
@@ -256,7 +262,7 @@ class _SearchGrid:
         level = energy.gather(1, self.beside[strongest]).clamp_min_(1e-30).log_()  # [batch, 7]
         bend = 2 * level[:, 3:4] - level[:, :3] - level[:, 4:]  # [batch, 3]
         offset = ((level[:, 4:] - level[:, :3]) / (2 * bend.clamp_min(1e-6))).clamp(-0.5, 0.5)
-        position = (self.place[strongest] + offset) / self.place.new_tensor(self.sizes)
+        position = (self.place[strongest] + offset) / self.size
         response = self._response(position).unsqueeze(1)  # [batch, 1, grid points]
         index = strongest.view(-1, 1, 1)  # [batch, 1, 1]
         weight = correlation.gather(2, index.expand(-1, correlation.shape[1], 1)) / response.gather(2, index)
@@ -272,15 +278,20 @@ class _SearchGrid:
         half = math.pi * (distance - distance.round())
         sine = half.sin()
         ratio = torch.where(sine.abs() < 1e-6, self.length, (self.length * half).sin() / sine)
-        kernel = torch.polar(ratio * self.length**-0.5, self.turn * (self.length - 1) * half)
-        f, c, r = torch.split(kernel, list(self.sizes), dim=1)
+        f, c, r = torch.split(torch.polar(ratio * self.norm, self.turn * half), self.sizes, dim=1)
         ports = (c.unsqueeze(2) * r.unsqueeze(1)).flatten(1)  # [batch, horizontal * vertical]
         return (f.unsqueeze(2) * ports.unsqueeze(1)).flatten(1)  # [batch, grid points]
 
 
-def search_shape(grid: PathGrid) -> tuple[int, int, int]:
-    """Points of the search grid along delay, columns and rows."""
-    sizes = [math.ceil(OVERSAMPLING * size) if size > 1 else 1 for size in grid.shape]
+@functools.lru_cache(maxsize=64)
+def _search_grid(shape: tuple[int, int, int], device: torch.device) -> _SearchGrid:
+    """The grid, which every search of a setting asks for."""
+    return _SearchGrid.of(shape, device)
+
+
+def search_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Points of the search grid along delay, columns and rows, of a history of this shape."""
+    sizes = [math.ceil(OVERSAMPLING * size) if size > 1 else 1 for size in shape]
     return (sizes[0], sizes[1], sizes[2])
 
 
@@ -290,10 +301,10 @@ def _strongest(snapshots: torch.Tensor) -> torch.Tensor:
     return (vectors[:, :, -SEARCH_SNAPSHOTS:].mT @ snapshots.mT).contiguous()  # [batch, k, points]
 
 
-def _grid_response(fields: torch.Tensor, grid: PathGrid) -> torch.Tensor:
+def _grid_response(fields: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
     """Inner products of every grid atom (unscaled) with each field: [batch, k, grid points]."""
-    cube: torch.Tensor = fields.reshape(*fields.shape[:2], *grid.shape)  # [batch, k, f, c, r]
-    num_delays, num_horizontal, num_vertical = search_shape(grid)
+    cube: torch.Tensor = fields.reshape(*fields.shape[:2], *shape)  # [batch, k, f, c, r]
+    num_delays, num_horizontal, num_vertical = search_shape(shape)
     cube = torch.fft.fft2(cube, s=(num_horizontal, num_vertical))  # [batch, k, f, gh, gv]
     cube = torch.fft.ifft(cube, n=num_delays, dim=2, norm="forward")  # [batch, k, gf, gh, gv]
     return cube.flatten(2)  # [batch, k, grid points]

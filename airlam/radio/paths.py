@@ -123,7 +123,7 @@ class PathWaves:
             (self.rows, _ROW_ORDER),
         ):
             flat = waves.flatten(1, 2)  # [batch, paths * 2, size]
-            axis = rearrange(flat.conj() @ flat.mT, "b (n i) (m j) -> b n i m j", i=2, j=2)
+            axis = (flat.conj() @ flat.mT).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # [b, n, 2, n, 2]
             order = torch.tensor(orders, device=flat.device)
             spread = axis.index_select(2, order).index_select(4, order)  # [batch, paths, 4, paths, 4]
             product = spread if product is None else product.mul_(spread)
@@ -199,11 +199,6 @@ class PathGrid:
         return math.prod(self.shape)
 
     @property
-    def step_deviations(self) -> tuple[float, float, float]:
-        """Standard deviation of the steps along each axis: sqrt((n^2 - 1) / 12), or 1 for one step."""
-        return _step_deviations(self.shape)
-
-    @property
     def spread(self) -> torch.Tensor:
         """Prior power of a path's atoms relative to the point's: float32 [4], zero along axes of one step.
 
@@ -247,10 +242,9 @@ class PathGrid:
         point = coefficients[:, :, :1]  # [batch, paths, 1, snapshots]
         energy = torch.view_as_real(point).square().sum((2, 3, 4)).clamp_min(1e-20)  # [batch, paths]
         slope = (point.conj() * coefficients[:, :, _AXIS_ATOMS]).imag.sum(3)  # [batch, paths, 3]
-        signs = slope.new_tensor(AXIS_SIGNS)
-        offset = slope * signs / (2 * math.pi * slope.new_tensor(self.step_deviations) * energy.unsqueeze(2))
-        limit = [c / n if n > 1 else 0.0 for c, n in zip(MAX_MOVE_CELLS, self.shape, strict=True)]
-        return offset.clamp(-slope.new_tensor(limit), slope.new_tensor(limit)).double()
+        per_slope, limit = (each.to(slope) for each in _move_factors(self.shape, slope.device))
+        offset = slope * per_slope / energy.unsqueeze(2)
+        return offset.clamp(-limit, limit).double()
 
     def moved(self, position: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         """Positions moved by ``offset``, each coordinate kept in [0, 1); float64 [batch, paths, 3]."""
@@ -321,7 +315,7 @@ class _Axes:
             axis=torch.arange(3, device=device).repeat_interleave(sizes),
             turn=2 * math.pi * along(AXIS_SIGNS) * every,
             amplitude=along(n**-0.5 for n in shape),
-            slope=(every - middle) / along(_step_deviations(shape)),
+            slope=(every - middle) / along(step_deviations(shape)),
         )
 
 
@@ -331,6 +325,15 @@ def _history_axes(shape: tuple[int, int, int], device: torch.device) -> _Axes:
     return _Axes.of(shape, torch.arange(shape[0], dtype=torch.float64, device=device))
 
 
-def _step_deviations(shape: tuple[int, int, int]) -> tuple[float, float, float]:
+@functools.lru_cache(maxsize=64)
+def _move_factors(shape: tuple[int, int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cycles per step for a slope of the point's energy, signed, and the longest move: float32 [3] each."""
+    per_slope = [s / (2 * math.pi * d) for s, d in zip(AXIS_SIGNS, step_deviations(shape), strict=True)]
+    limit = [c / n if n > 1 else 0.0 for c, n in zip(MAX_MOVE_CELLS, shape, strict=True)]
+    return torch.tensor(per_slope, device=device), torch.tensor(limit, device=device)
+
+
+def step_deviations(shape: tuple[int, int, int]) -> tuple[float, float, float]:
+    """Standard deviation of the steps along each axis: sqrt((n^2 - 1) / 12), or 1 for one step."""
     subcarriers, columns, rows = (math.sqrt((n * n - 1) / 12) if n > 1 else 1.0 for n in shape)
     return subcarriers, columns, rows

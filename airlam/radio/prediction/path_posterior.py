@@ -9,22 +9,24 @@ precision M = I + P^{1/2} G P^{1/2} / s2 with P the modes' variances and G their
 product of the atoms' Gram matrix and the eigenvectors', so the measurement enters by A^H y alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
+from airlam.radio.factors import triangular_inverse
 from airlam.radio.paths import NUM_ATOMS, DopplerBasis
 
 MODE_FLOOR = 0.3  # of the noise: weaker modes move the estimate by less than they cost
 ROUNDING = 3e-6  # of each mode's own precision, in single precision, where two paths nearly coincide
-SMALLEST_HALVED = 128  # rows of a triangular matrix whose inverse is worth cutting in two
+BAND_GROUP = 16  # columns of an inverse at a time, of which only products near the diagonal count
 GROUP = 8  # links at a time: enough to fill the matrix products, small enough for the cache
-CLEAR_NOISE, CLEAR_GROUP = 0.03, 2  # links of less noise keep hundreds of modes, one very unlike the next
+CLEAR_NOISE, CLEAR_GROUP = 0.03, 4  # links of less noise keep hundreds of modes
 
 
 def links_of_like_noise(noise_variance: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Indices of links that keep about as many modes, so that little is padded: int64 [at most GROUP].
+    """Indices of links that keep about as many modes: int64 [at most GROUP].
 
     noise_variance: float [batch], relative to the signal's power.
     """
@@ -38,13 +40,14 @@ def links_of_like_noise(noise_variance: torch.Tensor) -> Iterator[torch.Tensor]:
 class PathModes:
     """The modes that are kept and the Cholesky factor of their posterior precision.
 
-    lower: complex [batch, modes, modes]. vector: complex [batch, modes, rank], eigenvectors; amplitude: real
+    lower: complex [batch, modes, modes]; sizes: how many of its rows each link has. vector: complex [batch, modes, rank], eigenvectors; amplitude: real
     [batch, modes], sqrt(rho w), zero where a link has fewer modes. index: int64 [batch, modes], the mode's
-    place among paths * 4 * rank. power: real [batch, paths, 4, rank], rho w of all, kept or not; kept: bool,
+    place among paths * 4 * rank, rising. power: real [batch, paths, 4, rank], rho w of all, kept or not; kept: bool,
     alike. vectors: complex [batch, paths, rank, rank], eigenvectors as columns. noise_variance: real [batch].
     """
 
     lower: torch.Tensor
+    sizes: tuple[int, ...]
     vector: torch.Tensor
     amplitude: torch.Tensor
     index: torch.Tensor
@@ -83,8 +86,9 @@ class PathModes:
         variance = variance.clamp_min(0)
         power = spread.unsqueeze(-1) * variance.unsqueeze(2)  # [batch, paths, 4, rank]
         above = (power > coarseness * MODE_FLOOR * noise_variance[:, None, None, None]).flatten(1)
-        strongest, index = power.flatten(1).topk(max(1, int(above.sum(1).max())), dim=1)
-        amplitude = strongest.sqrt() * above.gather(1, index)  # [batch, modes]
+        sizes = tuple(above.sum(1).clamp_min(1).tolist())
+        index = (~above).argsort(dim=1, stable=True)[:, : max(sizes)]  # [batch, modes]
+        amplitude = power.flatten(1).gather(1, index).sqrt() * above.gather(1, index)  # [batch, modes]
         atom = index // rank
         rows = torch.arange(len(gram), device=gram.device).unsqueeze(1)
         vector = vectors.mT[rows, atom // NUM_ATOMS, index % rank]  # [batch, modes, rank]
@@ -94,7 +98,8 @@ class PathModes:
         single = spectrum.dtype == torch.float32
         diagonal.add_(1 + (ROUNDING * diagonal.real if single else 0))
         return PathModes(
-            lower=torch.linalg.cholesky(precision),
+            lower=_cholesky(precision, sizes),
+            sizes=sizes,
             vector=vector,
             amplitude=amplitude,
             index=index,
@@ -136,6 +141,20 @@ class PathModes:
         total.scatter_add_(1, self.atom[:, :, None, None].expand_as(terms), terms)
         return total.view(batch, self.num_paths, NUM_ATOMS, num_snapshots, rank)
 
+    def _covariance(self) -> torch.Tensor:
+        """Of the whitened modes of each atom, which stand side by side: complex [batch, paths, 4, rank, rank].
+
+        Meaningless where a mode is not kept.
+        """
+        rank = self.kept.shape[3]
+        band = _band(_inverse(self.lower, self.sizes), rank)  # [batch, modes, rank]
+        mode = (self.kept.flatten(1).cumsum(1) - 1).clamp_min(0).view_as(self.kept)  # of each eigenvector
+        ahead = mode.unsqueeze(-2) - mode.unsqueeze(-1)  # [batch, paths, 4, rank, rank]
+        first = torch.minimum(mode.unsqueeze(-2), mode.unsqueeze(-1))
+        place = first * rank + ahead.abs().clamp_max(rank - 1)
+        found = band.flatten(1).gather(1, place.flatten(1)).view_as(place)
+        return torch.where(ahead >= 0, found, found.conj())
+
     def log_likelihood(
         self, projected: torch.Tensor, means: torch.Tensor, energy: torch.Tensor
     ) -> torch.Tensor:
@@ -144,26 +163,25 @@ class PathModes:
         log_determinant = 2 * self.lower.diagonal(dim1=1, dim2=2).real.log().sum(1)
         return explained - energy / self.noise_variance - means.shape[2] * log_determinant
 
-    def information(self, *, exact: bool) -> torch.Tensor:
-        """(eigenvector and atom)^H C^-1 (eigenvector and atom): complex [batch, paths, 4, rank, rank].
+    def information_alone(self) -> torch.Tensor:
+        """(eigenvector and atom)^H C^-1 (eigenvector and atom) were each atom alone: real as ``power``.
 
-        exact: with what the other paths explain; otherwise each atom as if it stood alone, which costs
-        nothing and errs where paths overlap. Eigenvectors without a mode count as if they stood alone.
+        It costs nothing and errs where paths overlap.
         """
-        alone = 1 / (self.power + self.noise_variance[:, None, None, None])
-        if not exact:
-            return torch.diag_embed(alone).to(self.lower)
-        batch, num_modes = self.amplitude.shape
-        rank = self.kept.shape[3]
-        places = self.lower.new_zeros(batch * self.kept[0].numel(), num_modes)
-        row = torch.arange(batch, device=places.device).unsqueeze(1) * self.kept[0].numel() + self.index
-        places.index_copy_(0, row.flatten(), _triangular_inverse(self.lower).mT.flatten(0, 1))
-        columns = places.view(batch, -1, rank, num_modes)  # [batch, paths * 4, rank, modes]
-        covariance = (columns.conj() @ columns.mT).view(*self.kept.shape, rank)  # of the whitened modes
+        return 1 / (self.power + self.noise_variance[:, None, None, None])
+
+    def information(self) -> torch.Tensor:
+        """The same with what the other paths explain: complex [batch, paths, 4, rank, rank].
+
+        Eigenvectors without a mode count as if they stood alone.
+        """
+        both = self.kept.unsqueeze(-1) & self.kept.unsqueeze(-2)  # [batch, paths, 4, rank, rank]
+        covariance = torch.where(both, self._covariance(), 0)
         scale = torch.where(self.kept, self.power.clamp_min(1e-30).rsqrt(), 0)
         unknown = torch.diag_embed(self.kept.to(covariance)) - covariance
         among_kept = unknown * (scale.unsqueeze(-1) * scale.unsqueeze(-2))
-        information: torch.Tensor = among_kept + torch.diag_embed(torch.where(self.kept, 0, alone))
+        alone = torch.where(self.kept, 0, self.information_alone())
+        information: torch.Tensor = among_kept + torch.diag_embed(alone)
         return information
 
 
@@ -179,19 +197,45 @@ def _taken(gram: torch.Tensor, atom: torch.Tensor) -> torch.Tensor:
     return rows.index_select(0, index).view(*atom.shape, -1)
 
 
-def _triangular_inverse(lower: torch.Tensor) -> torch.Tensor:
-    """Inverse of lower triangular matrices [batch, n, n], by halves: no arithmetic on the zeros above."""
-    size = lower.shape[1]
-    if size <= SMALLEST_HALVED:
-        identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
-        inverse: torch.Tensor = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
-        return inverse
-    half = size // 2
-    first, last = _triangular_inverse(lower[:, :half, :half]), _triangular_inverse(lower[:, half:, half:])
-    inverse = torch.zeros_like(lower)
-    inverse[:, :half, :half], inverse[:, half:, half:] = first, last
-    inverse[:, half:, :half] = -(last @ (lower[:, half:, :half] @ first))
+def _cholesky(precision: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """Cholesky factors; a link's rows beyond its own are those of the identity, which costs nothing here.
+
+    On a CPU a batch is one matrix after another anyway, and links differ by a factor of two in modes.
+    """
+    if precision.is_cuda:
+        batched: torch.Tensor = torch.linalg.cholesky(precision)
+        return batched
+    lower = torch.diag_embed(torch.ones_like(precision[:, :, 0])).mT  # columns in a row, as LAPACK has them
+    for each, matrix, size in zip(lower, precision, sizes, strict=True):
+        each[:size, :size] = torch.linalg.cholesky(matrix[:size, :size])
+    return lower
+
+
+def _inverse(lower: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """Inverses of ``_cholesky``'s factors."""
+    if lower.is_cuda:
+        return triangular_inverse(lower)
+    inverse = torch.diag_embed(torch.ones_like(lower[:, :, 0]))
+    for each, matrix, size in zip(inverse, lower, sizes, strict=True):
+        each[:size, :size] = triangular_inverse(matrix[None, :size, :size])[0]
     return inverse
+
+
+def _band(inverse: torch.Tensor, width: int) -> torch.Tensor:
+    """Entries (i, i + d) of inverse^H inverse, d below ``width``: complex [batch, modes, width].
+
+    Products of overlapping groups of columns; those beyond the last count as zero.
+    """
+    num_modes = inverse.shape[1]
+    num_groups = -(-num_modes // BAND_GROUP)
+    padding = num_groups * BAND_GROUP + width - 1 - num_modes
+    columns = nn.functional.pad(inverse, (0, padding))  # [batch, modes, groups * BAND_GROUP + width - 1]
+    group = columns.unfold(2, BAND_GROUP + width - 1, BAND_GROUP).movedim(1, 3)  # [batch, groups, some, modes]
+    product = group[:, :, :BAND_GROUP].conj() @ group.mT  # [batch, groups, BAND_GROUP, some]
+    steps = torch.arange(width, device=inverse.device)
+    place = torch.arange(BAND_GROUP, device=inverse.device).unsqueeze(1) + steps  # [BAND_GROUP, width]
+    band = product.gather(3, place.expand(*product.shape[:2], -1, -1))
+    return band.flatten(1, 2)[:, :num_modes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,5 +266,9 @@ def spectrum_scores(
     weights = modes.weights(means) + outside @ modes.vectors.mT.unsqueeze(2)
     found = (weights @ basis.atoms.to(weights).conj()).abs().square().mean(3)  # [batch, paths, 4, doppler]
     seen = (basis.atoms.to(weights).mH @ modes.vectors).unsqueeze(2)  # [batch, paths, 1, doppler, rank]
-    expected = ((seen @ modes.information(exact=exact)) * seen.conj()).real.sum(-1)
+    if exact:
+        expected = ((seen @ modes.information()) * seen.conj()).real.sum(-1)
+    else:
+        power = torch.view_as_real(seen).square().sum(-1)  # [batch, paths, 1, doppler, rank]
+        expected = (power @ modes.information_alone().unsqueeze(-1)).squeeze(-1)
     return SpectrumScores(found=found, expected=expected)
