@@ -1,6 +1,5 @@
 """Fine-tuning by many: twenty devices of a radio cell, and edge servers with 5 % of the samples each."""
 
-import dataclasses
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ def run(quick: bool, on_progress: Progress) -> dict[str, Any]:
     scales = (cell.QUICK, servers.QUICK) if quick else (cell.FULL, servers.FULL)
     with tempfile.TemporaryDirectory() as folder:
         rows = cell.run_cell(scales[0], Path(folder), on_progress)
-        of_servers = servers.run_servers(scales[1], Path(folder), on_progress)
+        of_servers, their_settings = servers.run_servers(scales[1], Path(folder), on_progress)
     return {
-        "settings": cell.settings_of(scales[0]) | {"servers": dataclasses.asdict(scales[1])},
+        "settings": cell.settings_of(scales[0]) | {"servers": their_settings},
         "figures": cell.figures_of(rows) | servers.servers_figures(of_servers),
         "rows": rows + of_servers,
     }

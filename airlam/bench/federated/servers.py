@@ -6,28 +6,25 @@ server's samples; the figure shows training loss against epochs. Here the channe
 setting, and the LAM is one on antenna and subcarrier patches, as LLM4CP, beside ours on path tokens; both are
 reconstructions of the experiment. Added: test NMSE on unseen drops with the best classical predictor beside
 it, servers whose users differ (by speed; by generator: UMa with directional users, with omnidirectional ones,
-UMi), bytes, and air time over a common band of 10 MHz at 20 dB. Every server takes part in every round, a
-round is an epoch of its samples, and what trains is averaged after it.
+UMi; by ray-traced site), bytes, and air time over a common band of 10 MHz at 20 dB. Every server takes part
+in every round, a round is an epoch of its samples, and what trains is averaged after it.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from airlam.bench.federated.scoring import predictor_nmse
-from airlam.bench.kept import kept_dataset
-from airlam.bench.trained import cache_folder
-from airlam.datasets.catalog import packaged_spec
-from airlam.datasets.store import ChannelDataset
+from airlam.bench.federated.server_data import SPEED, ServerData, open_server_data
 from airlam.model.build import lam_for
 from airlam.model.comparators import LearnedPredictor, matched, portwise_nmse
 from airlam.model.lam import count_parameters
 from airlam.radio.prediction.path_eb import PathEb
 from airlam.specs import (
-    DatasetSpec,
     DeviceSpec,
     FederatedSpec,
     ModelSpec,
@@ -41,7 +38,6 @@ from airlam.specs import (
 )
 from airlam.split.node import nmse_loss
 from airlam.tasks.channel_prediction import (
-    DatasetLinks,
     LinkSource,
     MixedLinks,
     NoisyViews,
@@ -49,7 +45,7 @@ from airlam.tasks.channel_prediction import (
     quiet,
     tokenise_views,
 )
-from airlam.tasks.device_data import OwnLinks, device_samples, divide_links
+from airlam.tasks.device_data import OwnLinks, device_samples
 from airlam.tasks.drawn_network import drawn
 from airlam.tasks.federated import nmse_evaluation, setup_of
 from airlam.training.federated.run import train_together
@@ -63,16 +59,16 @@ MODELS = {
     "patch": ModelSpec(backbone="small", num_layers=2, tokenizer="patch"),
 }
 PEERS = ("gru", "rnn")
-GENERATORS = ("uma_directional", "uma_omni", "umi_omni")
 _PEER_PORTS = 8  # of a sample, as where the peers are trained alone
 _PATH_GAIN_DB = -107.0  # 20 dB on the whole band: 23 dBm over -104 dBm of noise in 10 MHz
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ServersScale:
-    """How much of it; peer_steps: of the GRU and the RNN."""
+    """How much of it; site_drops: of each ray-traced site; peer_steps: of the GRU and the RNN."""
 
     drops: SplitSizes
+    site_drops: SplitSizes | None
     numbers: tuple[int, ...]
     num_epochs: int
     batch_size: int
@@ -86,25 +82,34 @@ class ServersScale:
 
 FULL = ServersScale(
     drops=SplitSizes(train=2000, validation=128, test=256),
+    site_drops=SplitSizes(train=400, validation=50, test=100),
     numbers=(2, 5, 10),
     num_epochs=30,
     batch_size=20,
     peer_steps=1000,
 )
 QUICK = ServersScale(
-    drops=SplitSizes(train=80, validation=8, test=8), numbers=(2,), num_epochs=2, batch_size=4, peer_steps=4
+    drops=SplitSizes(train=80, validation=8, test=8),
+    site_drops=None,
+    numbers=(2,),
+    num_epochs=2,
+    batch_size=4,
+    peer_steps=4,
 )
 
 
-def run_servers(scale: ServersScale, folder: Path, on_progress: Progress) -> list[dict[str, Any]]:
-    """A row a run: loss by epoch, NMSE on the test drops, bytes up, seconds on the air."""
+def run_servers(
+    scale: ServersScale, folder: Path, on_progress: Progress
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row a run: loss by epoch, NMSE on the test drops, bytes up, seconds on the air; and the settings."""
     most = max(scale.numbers)
-    specs = [dataclasses.replace(spec, drops=scale.drops) for spec in dataset_specs()]
     rows: list[dict[str, Any]] = []
-    with _Datasets(specs) as datasets:
-        plans = [("iid", number) for number in (1, *scale.numbers)] + [("speed", most), ("generator", most)]
-        total = len(MODELS) * len(plans) + len(PEERS) + 2
-        bench = _Bench(scale, datasets, folder)
+    with ExitStack() as stack:
+        data = open_server_data(scale.drops, scale.site_drops, PREDICTION, stack, on_progress)
+        plans = [("iid", number) for number in (1, *scale.numbers)] + [(SPEED, most)]
+        plans += [(kind, number) for kind in data.sources for number in (1, most)]
+        total = len(MODELS) * len(plans) + len(PEERS) + 1 + len(data.sources)
+        bench = _Bench(scale, data, folder)
         for name in MODELS:
             for partition, number in plans:
                 on_progress(f"{name} tokens, {partition}", len(rows), total, f"{number} servers")
@@ -112,46 +117,23 @@ def run_servers(scale: ServersScale, folder: Path, on_progress: Progress) -> lis
         for name in PEERS:
             on_progress(name, len(rows), total, "one server")
             rows.append(bench.peer(name))
-        for partition in ("iid", "generator"):
+        for partition in ("iid", *data.sources):
             rows.append(bench.classical(partition))
     on_progress("servers", total, total, "")
-    return rows
-
-
-class _Datasets(list[ChannelDataset]):
-    """Opened together and closed together."""
-
-    def __init__(self, specs: Sequence[DatasetSpec]) -> None:
-        folder = cache_folder() / "federated"
-        super().__init__(
-            kept_dataset(spec, folder / f"{name}.h5", quiet)
-            for name, spec in zip(GENERATORS, specs, strict=True)
-        )
-
-    def __enter__(self) -> "_Datasets":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for dataset in self:
-            dataset.close()
+    return rows, dataclasses.asdict(scale) | {"skipped": dict(data.skipped)}
 
 
 class _Bench:
     """The runs, all scored on the same test drops."""
 
-    def __init__(self, scale: ServersScale, datasets: Sequence[ChannelDataset], folder: Path) -> None:
-        self.scale, self.folder = scale, folder
-        self.sources = {
-            split: [DatasetLinks(dataset, split, PREDICTION) for dataset in datasets]
-            for split in ("train", "validation", "test")
-        }
-        self.setting = self.sources["train"][0].setting
+    def __init__(self, scale: ServersScale, data: ServerData, folder: Path) -> None:
+        self.scale, self.data, self.folder = scale, data, folder
 
     def together(self, model: str, partition: str, number: int) -> dict[str, Any]:
         """Servers that tune one LAM; one alone is the local LAM."""
         spec = self._run_spec(MODELS[model], number)
         assert spec.network is not None
-        lam = lam_for(spec.model, self.setting, spec.training.seed)
+        lam = lam_for(spec.model, self.data.setting(partition), spec.training.seed)
         owned = self._owned(partition, list(spec.network.devices_by_name))
         place = self.folder / f"{model}-{partition}-{number}"
         samples = device_samples(
@@ -191,9 +173,8 @@ class _Bench:
 
     def peer(self, name: str) -> dict[str, Any]:
         """A recurrent network of the LAM's trainable size on the first server's samples."""
-        scale = self.scale
-        size = count_parameters(lam_for(MODELS["path"], self.setting, 1)).trainable
-        net = matched(name, self.setting, size)
+        scale, setting = self.scale, self.data.setting("iid")
+        net = matched(name, setting, count_parameters(lam_for(MODELS["path"], setting, 1)).trainable)
         owned = self._owned("iid", ["server"])["server"]
         views = {
             "train": NoisyViews(
@@ -223,20 +204,13 @@ class _Bench:
         """Path-EB, which learns nothing."""
         row = {"name": "path_eb", "partition": partition, "num_servers": 0, "uplink_bytes": 0, "air_s": 0.0}
         return row | {
-            "test_nmse": predictor_nmse(PathEb(self.setting), self._views("test", partition)),
+            "test_nmse": predictor_nmse(PathEb(self.data.setting(partition)), self._views("test", partition)),
             "loss": [],
         }
 
     def _owned(self, partition: str, servers: list[str]) -> dict[str, LinkSource]:
         """Each server's drops, 5 % of all."""
-        sources = self.sources["train"]
-        if partition == "generator":
-            groups = [servers[kind :: len(sources)] for kind in range(len(sources))]
-            parts: dict[str, LinkSource] = {}
-            for source, group in zip(sources, groups, strict=True):
-                parts |= divide_links(source, group, "iid", 1) if group else {}
-        else:
-            parts = divide_links(sources[0], servers, "speed" if partition == "speed" else "iid", 1)
+        parts = self.data.divided(partition, servers)
         return {server: self._own_share(parts[server]) for server in servers}
 
     def _own_share(self, source: LinkSource) -> LinkSource:
@@ -245,8 +219,7 @@ class _Bench:
 
     def _views(self, split: str, partition: str) -> NoisyViews:
         """What is scored: drops like those of the servers together."""
-        sources = self.sources[split]
-        source: LinkSource = MixedLinks(sources) if partition == "generator" else sources[0]
+        source = MixedLinks(self.data.split(partition, split))
         count = self.scale.drops.test if split == "test" else self.scale.drops.validation
         return NoisyViews(source=source, spec=PREDICTION, num_samples=count, seed=0, augment=False)
 
@@ -278,13 +251,6 @@ class _Bench:
         )
 
 
-def dataset_specs() -> list[DatasetSpec]:
-    """LLM4CP's setting of three kinds, in the order of ``GENERATORS``."""
-    omni = packaged_spec("llm4cp_uma_omni")
-    umi = dataclasses.replace(omni, channel=dataclasses.replace(omni.channel, model="umi"))
-    return [packaged_spec("llm4cp_uma_directional"), omni, umi]
-
-
 def servers_figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Under ``servers.``: last training loss and test NMSE of the servers over those of one alone."""
     found = {(row["partition"], row["name"]): row for row in rows}
@@ -292,7 +258,8 @@ def servers_figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     for (partition, name), row in found.items():
         key = f"servers.{name}" if partition == "iid" else f"servers.{name}_by_{partition}"
         figures[f"{key}.test_nmse"] = row["test_nmse"]
-        alone = found.get(("iid", name.partition("_")[0] + "_1"))
+        one = name.partition("_")[0] + "_1"
+        alone = found.get((partition, one)) or found.get(("iid", one))
         if row["num_servers"] > 1 and alone is not None:
             figures[f"{key}.loss_over_local"] = row["loss"][-1] / alone["loss"][-1]
     return figures

@@ -21,7 +21,8 @@ class RoundReport:
     the uplink's band, by device. planned_s, delay_s: what the policy counted on, and what the round took;
     now_s: since the start. backlog: of the policy's delay queue after the round, in budgets of a round.
     energy_j: of all devices, work and transmission as planned. loss: mean over the devices that ran, None
-    where none did. nmse: on validation samples, where the round was validated. product_gap: of the averaged
+    where none did. nmse, sum_rate_bit_per_s_per_hz: on validation samples, where the round was validated (and
+    its rate is asked for). product_gap: of the averaged
     LoRA factors, see ``heterogeneous_ranks``, where ranks differ. epsilon: largest of any device so far,
     where privacy is on.
     """
@@ -39,6 +40,7 @@ class RoundReport:
     energy_j: float
     loss: float | None
     nmse: float | None = None
+    sum_rate_bit_per_s_per_hz: float | None = None
     product_gap: float | None = None
     epsilon: float | None = None
 
@@ -86,37 +88,53 @@ def write_table(reports: Iterable[RoundReport], path: Path) -> None:
         writer.writerow(
             [
                 *("round", "now_s", "delay_s", "planned_s", "backlog", "uplink_bytes", "downlink_bytes"),
-                *("energy_j", "loss", "nmse", "ran", "left_out"),
+                *("energy_j", "loss", "nmse", "sum_rate_bit_per_s_per_hz", "ran", "left_out"),
             ]
         )
         for one in reports:
             left_out = "; ".join(f"{name}: {why}" for name, why in one.status.items() if name not in one.ran)
             numbers = (one.now_s, one.delay_s, one.planned_s, one.backlog)
             sent = (one.uplink_bytes, one.downlink_bytes, f"{one.energy_j:.6g}")
-            writer.writerow(
-                [one.round_index, *numbers, *sent, one.loss, one.nmse, " ".join(one.ran), left_out]
-            )
+            scores = (one.loss, one.nmse, one.sum_rate_bit_per_s_per_hz)
+            writer.writerow([one.round_index, *numbers, *sent, *scores, " ".join(one.ran), left_out])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePoint:
-    """Accuracy when so much virtual time had passed and so much had been sent up."""
+    """Accuracy, and rate where it was asked for, when so much time had passed and been sent up."""
 
     num_rounds: int
     now_s: float
     uplink_bytes: int
     nmse: float
+    sum_rate_bit_per_s_per_hz: float | None = None
 
 
-def accuracy_curve(reports: Sequence[RoundReport], first_nmse: float) -> list[CurvePoint]:
-    """Validation NMSE against virtual time, from before the first round."""
-    points = [CurvePoint(num_rounds=0, now_s=0.0, uplink_bytes=0, nmse=first_nmse)]
+def accuracy_curve(
+    reports: Sequence[RoundReport], first_nmse: float, first_rate: float | None = None
+) -> list[CurvePoint]:
+    """Validation NMSE and rate against virtual time, from before the first round."""
+    points = [
+        CurvePoint(
+            num_rounds=0,
+            now_s=0.0,
+            uplink_bytes=0,
+            nmse=first_nmse,
+            sum_rate_bit_per_s_per_hz=first_rate,
+        )
+    ]
     sent = 0
     for one in reports:
         sent += one.uplink_bytes
         if one.nmse is not None:
             points.append(
-                CurvePoint(num_rounds=one.round_index + 1, now_s=one.now_s, uplink_bytes=sent, nmse=one.nmse)
+                CurvePoint(
+                    num_rounds=one.round_index + 1,
+                    now_s=one.now_s,
+                    uplink_bytes=sent,
+                    nmse=one.nmse,
+                    sum_rate_bit_per_s_per_hz=one.sum_rate_bit_per_s_per_hz,
+                )
             )
     return points
 

@@ -23,7 +23,7 @@ from airlam.training.metrics import StopReason
 CHECKPOINTS = "checkpoints"
 _log = logging.getLogger(__name__)
 Evaluate = Callable[[LAM], float]
-"""Validation NMSE of a LAM in evaluation mode."""
+"""Of a LAM in evaluation mode on validation samples: its NMSE, or its sum rate in bit/s/Hz."""
 OnRound = Callable[[RoundReport], None]
 
 
@@ -37,11 +37,12 @@ class FederatedResult:
     best_nmse: float
     best_round: int
     stop_reason: StopReason
+    first_rate: float | None = None
 
     @property
     def curve(self) -> list[CurvePoint]:
-        """Validation NMSE against virtual time."""
-        return accuracy_curve(self.reports, self.first_nmse)
+        """Validation NMSE, and rate where one was asked for, against virtual time."""
+        return accuracy_curve(self.reports, self.first_nmse, self.first_rate)
 
 
 @dataclass(slots=True)
@@ -50,6 +51,7 @@ class _Best:
 
     first_nmse: float
     nmse: float
+    first_rate: float | None = None
     round_index: int = 0  # rounds before it
     num_worse: int = 0
     stop_reason: StopReason | None = None
@@ -59,17 +61,19 @@ def train_together(
     setup: Setup,
     evaluate: Evaluate,
     *,
+    rate: Evaluate | None = None,
     folder: Path | None = None,
     on_round: OnRound = lambda report: None,
     identity: str = "",
 ) -> FederatedResult:
     """Runs ``setup.num_rounds`` rounds; fewer where ``training.patience`` validations bring nothing better.
 
-    evaluate: of devices with modules of their own, the mean of all. folder: keeps ``rounds.jsonl`` and
+    evaluate: of devices with modules of their own, the mean of all; it chooses the weights. rate: reported
+    beside it. folder: keeps ``rounds.jsonl`` and
     checkpoints, from which a killed run of the same ``identity`` goes on to the same bits; DataError where it
     holds another run's. Without it nothing is written.
     """
-    run = _Run(setup, evaluate, folder, identity)
+    run = _Run(setup, evaluate, rate, folder, identity)
     try:
         return run.run(on_round)
     finally:
@@ -77,13 +81,15 @@ def train_together(
 
 
 class _Run:
-    def __init__(self, setup: Setup, evaluate: Evaluate, folder: Path | None, identity: str) -> None:
+    def __init__(
+        self, setup: Setup, evaluate: Evaluate, rate: Evaluate | None, folder: Path | None, identity: str
+    ) -> None:
         steps = setup.federated.steps_per_round
         require(
             setup.training.num_steps % steps == 0,
             f"num_steps {setup.training.num_steps} is no multiple of steps_per_round {steps}",
         )
-        self.setup, self.evaluate, self.folder = setup, evaluate, folder
+        self.setup, self.evaluate, self.rate, self.folder = setup, evaluate, rate, folder
         self.federation = Federation(setup)
         self.reports: list[RoundReport] = []
         self.settings = {
@@ -119,6 +125,7 @@ class _Run:
             best_nmse=best.nmse,
             best_round=best.round_index,
             stop_reason=best.stop_reason,
+            first_rate=best.first_rate,
         )
 
     def _is_due(self, every_steps: int) -> bool:
@@ -131,7 +138,7 @@ class _Run:
         self, report: RoundReport, best: _Best, kept: dict[str, torch.Tensor]
     ) -> tuple[RoundReport, dict[str, torch.Tensor]]:
         models = self.federation.models()
-        nmse = statistics.mean(self.evaluate(lam.eval()) for lam in models.values())
+        nmse, rate = self._scores(list(models.values()))
         if not math.isfinite(nmse):
             raise AirlamError(f"round {report.round_index}: validation NMSE is {nmse}; lower learning_rate")
         if nmse < best.nmse:
@@ -139,15 +146,21 @@ class _Run:
             kept = _trained(next(iter(models.values())))
         else:
             best.num_worse += 1
-        return replace(report, nmse=nmse), kept
+        return replace(report, nmse=nmse, sum_rate_bit_per_s_per_hz=rate), kept
+
+    def _scores(self, models: list[LAM]) -> tuple[float, float | None]:
+        """Mean NMSE and mean rate."""
+        ready = [lam.eval() for lam in models]
+        nmse = statistics.mean(map(self.evaluate, ready))
+        return nmse, None if self.rate is None else statistics.mean(map(self.rate, ready))
 
     def _resumed(self) -> tuple[_Best, dict[str, torch.Tensor]]:
         """Where the folder's newest checkpoint left off, or the start."""
         found = None if self.folder is None else newest_checkpoint(self.folder / CHECKPOINTS)
         if self.folder is None or found is None:
             first = next(iter(self.federation.models().values())).eval()
-            nmse = self.evaluate(first)
-            return _Best(first_nmse=nmse, nmse=nmse), _trained(first)
+            nmse, rate = self._scores([first])
+            return _Best(first_nmse=nmse, nmse=nmse, first_rate=rate), _trained(first)
         check_settings(found, self.settings, self.folder)
         self.federation.resume(found.tensors, found.progress["federation"])
         self.reports = [RoundReport.of(values) for values in found.progress["reports"]]
