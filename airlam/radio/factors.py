@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 SMALLEST_HALVED = 64  # rows of a triangular matrix whose inverse is worth cutting in two
-UNLUCKY_ROWS = 128  # columns of a multiple of these rows share the cache's sets: 128 takes twice as long as 130
+UNLUCKY_ROWS = 128  # columns of so many rows share the cache's sets: 128 takes twice as long as 130
 ROWS_BESIDE = 2
 
 

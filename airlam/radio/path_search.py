@@ -50,7 +50,8 @@ def find_paths(
     noise_variance: float32 [batch], of one entry of the snapshots.
     """
     field = _whitened(_strongest(snapshots), noise_variance)  # [batch, points, k]
-    search, paths, residual = _search_grid(grid.shape, field.device), _Paths.none(len(field), field.device), field
+    search = _search_grid(grid.shape, field.device)
+    paths, residual = _Paths.none(len(field), field.device), field
     rank = paths.power
     for num_kept, num_new in _rounds(min(num_paths, grid.num_points)):
         kept = rank.topk(num_kept, dim=1).indices  # [batch, num_kept]
@@ -202,10 +203,10 @@ class _SearchGrid:
     """A grid of positions on which peaks are found.
 
     shape: of the history; sizes, size: of this grid along the axes, size as int64 [3]. place: float32 [grid
-    points, 3], the index of each along every axis; beside: int64 [grid points, 7], the
-    neighbours below along each axis, the point itself, and those above. axis, points, length, norm, turn: [sum
-    of sizes], the axes end to end: index, positions in [0, 1), steps of the history, 1 / sqrt(steps), and how
-    far a kernel's phase turns over half a distance.
+    points, 3], the index of each along every axis; beside: int64 [grid points, 7], the neighbours below along
+    each axis, the point itself, and those above. axis, points, length, norm, turn: [sum of sizes], the axes
+    end to end: index, positions in [0, 1), steps of the history, 1 / sqrt(steps), and how far a kernel's
+    phase turns over half a distance.
     """
 
     shape: tuple[int, int, int]

@@ -40,10 +40,11 @@ def links_of_like_noise(noise_variance: torch.Tensor) -> Iterator[torch.Tensor]:
 class PathModes:
     """The modes that are kept and the Cholesky factor of their posterior precision.
 
-    lower: complex [batch, modes, modes]; sizes: how many of its rows each link has. vector: complex [batch, modes, rank], eigenvectors; amplitude: real
-    [batch, modes], sqrt(rho w), zero where a link has fewer modes. index: int64 [batch, modes], the mode's
-    place among paths * 4 * rank, rising. power: real [batch, paths, 4, rank], rho w of all, kept or not; kept: bool,
-    alike. vectors: complex [batch, paths, rank, rank], eigenvectors as columns. noise_variance: real [batch].
+    lower: complex [batch, modes, modes]; sizes: how many of its rows each link has. vector: complex [batch,
+    modes, rank], eigenvectors; amplitude: real [batch, modes], sqrt(rho w), zero where a link has fewer
+    modes. index: int64 [batch, modes], the mode's place among paths * 4 * rank, rising. power: real [batch,
+    paths, 4, rank], rho w of all, kept or not; kept: bool, alike. vectors: complex [batch, paths, rank,
+    rank], eigenvectors as columns. noise_variance: real [batch].
     """
 
     lower: torch.Tensor
@@ -142,7 +143,7 @@ class PathModes:
         return total.view(batch, self.num_paths, NUM_ATOMS, num_snapshots, rank)
 
     def _covariance(self) -> torch.Tensor:
-        """Of the whitened modes of each atom, which stand side by side: complex [batch, paths, 4, rank, rank].
+        """Of the whitened modes of each atom, side by side: complex [batch, paths, 4, rank, rank].
 
         Meaningless where a mode is not kept.
         """
@@ -230,7 +231,8 @@ def _band(inverse: torch.Tensor, width: int) -> torch.Tensor:
     num_groups = -(-num_modes // BAND_GROUP)
     padding = num_groups * BAND_GROUP + width - 1 - num_modes
     columns = nn.functional.pad(inverse, (0, padding))  # [batch, modes, groups * BAND_GROUP + width - 1]
-    group = columns.unfold(2, BAND_GROUP + width - 1, BAND_GROUP).movedim(1, 3)  # [batch, groups, some, modes]
+    group = columns.unfold(2, BAND_GROUP + width - 1, BAND_GROUP)  # [batch, modes, groups, some]
+    group = group.movedim(1, 3)  # [batch, groups, some, modes]
     product = group[:, :, :BAND_GROUP].conj() @ group.mT  # [batch, groups, BAND_GROUP, some]
     steps = torch.arange(width, device=inverse.device)
     place = torch.arange(BAND_GROUP, device=inverse.device).unsqueeze(1) + steps  # [BAND_GROUP, width]
