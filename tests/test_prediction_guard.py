@@ -56,6 +56,14 @@ def test_each_fading_goes_to_who_predicts_it_best() -> None:
         assert torch.allclose(predicted[index], who.predict(test.history, noise)[index])
 
 
+@pytest.mark.parametrize(("num_links", "num_bands"), [(20, 1), (64, 2), (96, 3), (191, 3), (384, 6)])
+def test_many_links_tell_more_kinds_of_fading_apart(num_links: int, num_bands: int) -> None:
+    """From three bands on each has 64 links."""
+    one = [Extrapolation(name="mine")]
+    guard = guarded("guarded", one, links(num_links, 0), levels_db=(20.0,), num_links=num_links)
+    assert [len(row) for row in guard.choices().values()] == [num_bands]
+
+
 def test_the_first_stays_unless_another_is_better_by_the_margin() -> None:
     """Two alike: no link moves. One worse by less than the margin: neither."""
     training = links(96, 0)

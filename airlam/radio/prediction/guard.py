@@ -21,6 +21,7 @@ from airlam.radio.prediction.selection import (
 
 NUM_BANDS = 3  # of fading, as many training links in each
 MIN_BAND_LINKS = 32  # fewer do not tell predictors apart that differ by some per cent: then fewer bands
+FULL_BAND_LINKS = 64  # where there are more bands than NUM_BANDS
 MARGIN = 0.99  # of the first predictor's error, which another must stay below to be preferred
 
 
@@ -75,7 +76,7 @@ def guarded(
     Every predictor sees the same links with the same noise, white and at one SNR below each link's power.
     """
     links = spread_links(training, num_links)
-    num_bands = max(1, min(NUM_BANDS, len(links.history) // MIN_BAND_LINKS))
+    num_bands = _num_bands(len(links.history))
     edges, chosen = [], []
     for index, level_db in enumerate(levels_db):
         generator = torch.Generator().manual_seed(seed + index)
@@ -97,6 +98,11 @@ def guarded(
         edges=torch.stack(edges),
         chosen=tuple(chosen),
     )
+
+
+def _num_bands(num_links: int) -> int:
+    """NUM_BANDS; fewer of few links, more of many."""
+    return max(1, min(max(NUM_BANDS, num_links // FULL_BAND_LINKS), num_links // MIN_BAND_LINKS))
 
 
 def decorrelation(history: torch.Tensor, noise_variance: torch.Tensor) -> torch.Tensor:
