@@ -86,7 +86,7 @@ def merge_adapters(model: nn.Module) -> None:
     """
     for path, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
-            module.merge()  # type: ignore[operator]
+            module.merge()
             model.set_submodule(path, module.get_base_layer())
         elif isinstance(module, ModulesToSaveWrapper):
             model.set_submodule(path, module.modules_to_save[module.active_adapter])

@@ -179,7 +179,7 @@ class _Fit:
 
     def improved(self) -> _Paths:
         """Every path moved, its power scaled by what z has to what it would have were the path alone."""
-        expected = (1 - 1 / self.diagonal).unflatten(1, (-1, NUM_ATOMS)).sum(2)  # [batch, paths]
+        expected = (1 - 1 / self.diagonal).view(*self.paths.power.shape, NUM_ATOMS).sum(2)  # [batch, paths]
         found = _energy(_by_path(self.white)) / self.white.shape[2]  # [batch, paths]
         ratio = (found / expected.clamp_min(1e-9)).pow(UPDATE_POWER).clamp(1e-4, 1e3)
         return _Paths(
@@ -189,8 +189,9 @@ class _Fit:
 
 
 def _by_path(atoms: torch.Tensor) -> torch.Tensor:
-    """[batch, paths * 4, k] to [batch, paths, 4, k]."""
-    return atoms.unflatten(1, (-1, NUM_ATOMS))  # einops takes as long as the arithmetic on one link
+    """[batch, paths * 4, k] to [batch, paths, 4, k]; einops takes as long as the arithmetic on one link."""
+    batch, num_atoms, num_snapshots = atoms.shape
+    return atoms.reshape(batch, num_atoms // NUM_ATOMS, NUM_ATOMS, num_snapshots)
 
 
 def _energy(coefficients: torch.Tensor) -> torch.Tensor:
@@ -279,7 +280,7 @@ class _SearchGrid:
         half = math.pi * (distance - distance.round())
         sine = half.sin()
         ratio = torch.where(sine.abs() < 1e-6, self.length, (self.length * half).sin() / sine)
-        f, c, r = torch.split(torch.polar(ratio * self.norm, self.turn * half), self.sizes, dim=1)
+        f, c, r = torch.split(torch.polar(ratio * self.norm, self.turn * half), list(self.sizes), dim=1)
         ports = (c.unsqueeze(2) * r.unsqueeze(1)).flatten(1)  # [batch, horizontal * vertical]
         return (f.unsqueeze(2) * ports.unsqueeze(1)).flatten(1)  # [batch, grid points]
 

@@ -123,7 +123,8 @@ class PathWaves:
             (self.rows, _ROW_ORDER),
         ):
             flat = waves.flatten(1, 2)  # [batch, paths * 2, size]
-            axis = (flat.conj() @ flat.mT).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # [b, n, 2, n, 2]
+            num_paths = waves.shape[1]
+            axis = (flat.conj() @ flat.mT).view(-1, num_paths, 2, num_paths, 2)
             order = torch.tensor(orders, device=flat.device)
             spread = axis.index_select(2, order).index_select(4, order)  # [batch, paths, 4, paths, 4]
             product = spread if product is None else product.mul_(spread)
