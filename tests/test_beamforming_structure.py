@@ -5,6 +5,8 @@ import torch
 
 from airlam.errors import SpecError
 from airlam.radio.beamforming import optimal_structure, structure_parameters, wmmse
+from airlam.radio.beamforming.power import columns_of_power, squared_magnitude
+from airlam.radio.beamforming.structure import loaded_inverse, structure_from_gram
 from airlam.radio.precoding import maximum_ratio, regularized_zero_forcing, sum_rate_bit_per_s_per_hz
 
 
@@ -54,6 +56,31 @@ def test_users_may_be_left_out() -> None:
     kept = [0, 2, 3]
     assert w[..., 1].abs().max() == 0
     torch.testing.assert_close(w[..., kept], optimal_structure(h[:, kept], active[kept], active[kept], 0.1))
+
+
+@pytest.mark.parametrize(("num_users", "num_bs_ant"), [(4, 16), (9, 6)])
+def test_the_gram_matrix_is_enough(num_users: int, num_bs_ant: int) -> None:
+    h = random_channel(3, num_users, num_bs_ant)
+    lam, p = (powers / powers.sum(-1, keepdim=True) for powers in random_powers(2, 3, num_users))
+    w = structure_from_gram(h, 2.5 / 0.3 * (h @ h.mH), lam, p, 2.5)
+    torch.testing.assert_close(w, optimal_structure(h, lam, p, 0.3, 2.5))
+
+
+def test_the_loaded_inverse_is_one() -> None:
+    h, root = random_channel(3, 5, 7), random_powers(3, 5)
+    gram = h @ h.mH
+    loaded = torch.eye(5) + root[..., :, None] * gram * root[..., None, :]
+    torch.testing.assert_close(loaded_inverse(gram, root) @ loaded, torch.eye(5).to(gram).expand(3, 5, 5))
+
+
+def test_columns_have_the_powers_given() -> None:
+    w, powers = random_channel(3, 6, 4), random_powers(3, 4)
+    w[0, :, 2] = 0
+    found = squared_magnitude(columns_of_power(w, powers)).sum(-2)
+    assert found[0, 2] == 0
+    found[0, 2] = powers[0, 2]
+    torch.testing.assert_close(found, powers)
+    torch.testing.assert_close(squared_magnitude(w), w.abs() ** 2)
 
 
 def test_permuting_users_permutes_beams() -> None:

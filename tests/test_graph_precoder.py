@@ -7,7 +7,12 @@ import torch
 
 from airlam.model.graph_precoder import GraphPrecoder, Shares, build_precoder, gram_of, sum_rates
 from airlam.model.storage import fingerprint
-from airlam.radio.beamforming import optimal_structure, received_powers, sure_channels
+from airlam.radio.beamforming import (
+    optimal_structure,
+    received_powers,
+    structure_parameters,
+    sure_channels,
+)
 from airlam.radio.precoding import regularized_zero_forcing, sum_rate_bit_per_s_per_hz
 from airlam.specs import ModelSpec, PrecoderSpec
 
@@ -51,6 +56,34 @@ def test_even_shares_are_regularised_zero_forcing() -> None:
     torch.testing.assert_close(
         sum_rates(gram, Shares.even(gram)), sum_rate_bit_per_s_per_hz(h, w, 0.1), rtol=1e-4, atol=0
     )
+
+
+def test_untrained_it_takes_one_step_of_wmmse_from_regularised_zero_forcing() -> None:
+    h = channels(5, 8)
+    dual, _ = structure_parameters(h, regularized_zero_forcing(h, 0.1), 0.1)
+    fresh = build_precoder(dataclasses.replace(SPEC, num_stages=1))
+    with torch.no_grad():
+        (answer,) = fresh(gram_of(h, noise()))
+    torch.testing.assert_close(answer.dual, dual, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(answer.stream, torch.full((5, 5), 0.2))
+
+
+@pytest.mark.parametrize("num_users, num_bs_ant", [(4, 8), (6, 4)])
+def test_what_it_precodes_is_the_structure_of_its_last_answer(num_users: int, num_bs_ant: int) -> None:
+    precoder, h = stirred(SPEC), channels(num_users, num_bs_ant)
+    with torch.no_grad():
+        last = precoder(gram_of(h, noise(), 3.0))[-1]
+        torch.testing.assert_close(
+            precoder.precode(h, noise(), 3.0), last.precoder(h, noise(), 3.0), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_batch_is_its_downlinks() -> None:
+    precoder, h = stirred(LAM), channels(4, 8)
+    with torch.no_grad():
+        together = precoder.precode(h, noise())
+        alone = torch.cat([precoder.precode(one[None], noise()[:1]) for one in h])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("spec", [SPEC, LAM], ids=["graph", "lam"])
@@ -117,6 +150,14 @@ def test_a_user_that_is_switched_off_breaks_nothing() -> None:
     rate.sum().backward()
     assert bool(rate.isfinite().all())
     assert all(bool(p.grad.isfinite().all()) for p in precoder.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("noise_variance", [1e-4, 1e-9])
+def test_little_noise_and_more_users_than_antennas_break_nothing(noise_variance: float) -> None:
+    """The Gram matrix is singular, and in single precision not even that."""
+    with torch.no_grad():
+        w = stirred(SPEC).precode(channels(20, 16), noise(noise_variance))
+    torch.testing.assert_close(w.abs().square().sum((-2, -1)), torch.ones(5), rtol=1e-6, atol=0)
 
 
 def test_certain_channels_are_left_as_they_are() -> None:

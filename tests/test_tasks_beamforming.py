@@ -6,10 +6,14 @@ import pytest
 import torch
 
 from airlam.bench import beamforming
+from airlam.bench.beamforming import settings
 from airlam.bench.beamforming.foreign import gcnwmmse_figures
+from airlam.bench.beamforming.predicted import Known
 from airlam.bench.beamforming.sumrate import share_of
+from airlam.bench.beamforming.training import HeldSamples, trained_precoder
 from airlam.errors import DataError
 from airlam.model.graph_precoder import Shares, build_precoder, sum_rates
+from airlam.model.storage import fingerprint
 from airlam.specs import PrecoderSpec, TrainingSpec
 from airlam.tasks.beamforming import (
     DownlinkSamples,
@@ -89,16 +93,43 @@ def test_the_benchmark_runs_and_says_what_it_left_out(tmp_path: Path) -> None:
         result["figures"]
     )
     assert {"unseen.share_of_wmmse100", "pilots_0db.gain_over_lmmse_rzf"} <= set(result["figures"])
-    assert set(result["settings"]["skipped"]) == {"predicted_60kmh", "gcnwmmse", "deepsense"}
+    assert {"predicted_60kmh.sum_rate", "predicted_60kmh.lam.graph.sum_rate"} <= set(result["figures"])
+    assert set(result["settings"]["skipped"]) == {"gcnwmmse", "deepsense", "raytraced"}
     rates = {
         row["method"]: row["sum_rate_bit_per_s_per_hz"]
         for row in result["rows"]
         if row.get("setting") == "n16k8" and "method" in row
     }
     assert rates["mrt"] < rates["rzf"] < rates["wmmse_100"] < rates["dirty_paper_bound"]
-    again = beamforming.run(quick=True, data=None, on_progress=quiet)  # from the cache
-    shares = [found["figures"]["n16k8.share_of_wmmse100"] for found in (again, result)]
-    assert shares[0] == pytest.approx(shares[1], abs=1e-5)
+    kept = trained_precoder(settings.GRAPH, settings.QUICK, _nothing_is_trained)  # from the cache
+    assert fingerprint(dict(kept.named_parameters())) != fingerprint(
+        dict(build_precoder(kept.spec, seed=settings.QUICK.training.seed).named_parameters())
+    )
+
+
+def _nothing_is_trained(what: str, done: int, total: int, note: str) -> None:
+    raise AssertionError(f"{what} again")
+
+
+def test_samples_that_are_held_are_those_drawn() -> None:
+    own, held = samples(), HeldSamples(samples())
+    assert held.group_sizes == own.group_sizes and len(held) == len(own)
+    for index in (torch.tensor([20, 17, 31]), torch.tensor([16, 31]), torch.tensor([0])):
+        one, other = held.batch(index), own.batch(index)
+        assert torch.equal(one.h, other.h) and torch.equal(one.noise_variance, other.noise_variance)
+
+
+def test_precoders_that_are_told_of_no_error_are_the_plain_ones() -> None:
+    draw = torch.Generator().manual_seed(0)
+    h = torch.randn(3, 4, 2, 8, 5, dtype=torch.complex64, generator=draw)  # [groups, users, slots, n, f]
+    known = Known(h=h, estimates={"lam": h}, error_variance=torch.zeros(h.shape), classical="hold")
+    found = known.precoders(build_precoder(PrecoderSpec(), seed=0).eval())
+    believed = h[1:].permute(0, 2, 4, 1, 3)  # of the last two groups: [groups, slots, f, users, n]
+    w = {name: precode(believed, 0.1, slice(1, 3)) for name, precode in found.items()}
+    assert set(w) == {"lam+rzf", "lam+graph", "lam+robust_rzf", "lam+robust_graph"}
+    for name in ("rzf", "graph"):
+        assert w[f"lam+{name}"].shape == (2, 2, 5, 8, 4)
+        torch.testing.assert_close(w[f"lam+robust_{name}"], w[f"lam+{name}"], rtol=1e-3, atol=1e-4)
 
 
 def test_a_file_that_is_not_the_example_is_one_line(tmp_path: Path) -> None:

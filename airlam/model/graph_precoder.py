@@ -20,14 +20,21 @@ from torch import nn
 
 from airlam.model.backbone import build_backbone, seeded
 from airlam.model.chain import Backbone
+from airlam.radio.beamforming.power import squared_magnitude
 from airlam.radio.beamforming.robust import sure_channels
-from airlam.radio.beamforming.structure import optimal_structure, received_powers
+from airlam.radio.beamforming.structure import (
+    loaded_inverse,
+    optimal_structure,
+    received_powers,
+    structure_from_gram,
+)
 from airlam.specs import PrecoderSpec
 
-NUM_NODE_FEATURES, NUM_EDGE_FEATURES = 8, 5
-_LEAST_SHARE = 1e-7  # of a dual power, where features are computed
-_FLOOR = 1e-6
-_LEAST_LOG = -20.0  # of a share, where features are computed
+NUM_NODE_FEATURES = 10
+_NODE_SCALE = 3.0  # of nodes' features, and so of their weights
+_EDGE_SCALE = 0.1  # of the edges' weights at first
+_FLOOR, _LEAST_COUPLING = 1e-7, 1e-5  # where features are computed
+_LEAST_LOG = -16.0  # of a share, likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,20 +74,34 @@ def gram_of(h: torch.Tensor, noise_variance: torch.Tensor | float, total_power: 
 
 
 class _Messages(nn.Module):
-    """One round of messages: each edge's weights carry its neighbour's values, a channel group each."""
+    """One round of messages: what each pair of users says, averaged over its second and its first user.
 
-    def __init__(self, width: int, num_channels: int) -> None:
+    Features stand first and the batch last: a step over all nodes is one product of matrices, and what is
+    done to each pair runs along the batch, which is longer than the list of users.
+    """
+
+    def __init__(self, num_given: int, spec: PrecoderSpec) -> None:
         super().__init__()
-        self.norm, self.value = nn.LayerNorm(width), nn.Linear(width, width)
-        self.update = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-        self._num_channels = num_channels
+        channels = spec.num_edge_channels
+        self.send = nn.Linear(num_given, 2 * channels)
+        self.edge = nn.Parameter(_EDGE_SCALE * torch.randn(channels, 1, 1, 1))
+        self.update = nn.Linear(num_given + 2 * channels, spec.width)
 
-    def forward(self, nodes: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
-        """nodes: float32 [batch, num_users, width]; edges: float32 [batch, channels, users, users]."""
-        value = rearrange(self.value(self.norm(nodes)), "b k (c d) -> b c k d", c=self._num_channels)
-        heard = rearrange(edges @ value, "b c k d -> b k (c d)")
-        updated: torch.Tensor = nodes + self.update(torch.cat([nodes, heard], dim=-1))
-        return updated
+    def forward(self, given: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+        """given: float32 [num_given, num_users * batch]; edges: float32 [num_users, num_users, batch].
+
+        Returns float32 [width, num_users * batch].
+        """
+        sent = _apply(self.send, given).view(2, -1, *edges.shape[1:])  # [2, channels, num_users, batch]
+        first, second = sent.unbind()
+        said = (self.edge * edges).add_(first.unsqueeze(2)).add_(second.unsqueeze(1)).relu_()
+        heard = torch.cat([said.mean(dim=2), said.mean(dim=1)]).flatten(1)  # [2 channels, num_users batch]
+        return _apply(self.update, torch.cat([given, heard])).relu_()
+
+
+def _apply(layer: nn.Linear, given: torch.Tensor) -> torch.Tensor:
+    """A layer on features that stand first: float32 [in, n] to [out, n]."""
+    return torch.addmm(layer.bias.unsqueeze(1), layer.weight, given)
 
 
 class _Stage(nn.Module):
@@ -88,34 +109,51 @@ class _Stage(nn.Module):
 
     def __init__(self, spec: PrecoderSpec, *, is_first: bool) -> None:
         super().__init__()
-        width, channels = spec.width, spec.num_edge_channels
-        self.enter = nn.Linear(NUM_NODE_FEATURES + (0 if is_first else width), width)
-        self.edges = nn.Sequential(
-            nn.Linear(NUM_EDGE_FEATURES, 2 * channels),
-            nn.GELU(),
-            nn.Linear(2 * channels, channels * spec.num_layers),
-        )
-        self.layers = nn.ModuleList(_Messages(width, channels) for _ in range(spec.num_layers))
-        self.leave = nn.Linear(width, 2)
+        given = [NUM_NODE_FEATURES + (0 if is_first else spec.width)] + [spec.width] * (spec.num_layers - 1)
+        self.layers = nn.ModuleList(_Messages(num_given, spec) for num_given in given)
+        self.leave = nn.Linear(spec.width, 2)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
     def nodes(self, seen: "_Seen", before: torch.Tensor | None) -> torch.Tensor:
-        """float32 [batch, num_users, width]."""
-        given = seen.nodes if before is None else torch.cat([seen.nodes, before], dim=-1)
-        nodes: torch.Tensor = self.enter(given)
-        scale = seen.edges.shape[-2] ** -0.5
-        weights = rearrange(scale * self.edges(seen.edges), "b i j (l c) -> l b c i j", l=len(self.layers))
-        for layer, edges in zip(self.layers, weights, strict=True):
-            nodes = layer(nodes, edges)
+        """float32 [width, num_users * batch]; before: the earlier stage's."""
+        nodes = seen.nodes if before is None else torch.cat([seen.nodes, before])
+        for layer in self.layers:
+            nodes = layer(nodes, seen.edges)
         return nodes
 
-    def answer(self, nodes: torch.Tensor, seen: "_Seen", shares: Shares) -> Shares:
-        """The dual powers start from one step of WMMSE, the stream powers from where they are."""
-        dual, stream = self.leave(nodes).unbind(dim=-1)  # [batch, num_users]
-        return Shares(
-            log_dual=(seen.log_step + dual).log_softmax(dim=-1),
-            log_stream=(shares.log_stream + stream).log_softmax(dim=-1),
+    def answer(self, nodes: torch.Tensor, seen: "_Seen", logs: torch.Tensor) -> torch.Tensor:
+        """The dual powers start from one step of WMMSE, the stream powers from where they are.
+
+        logs: of both shares, float32 [2, num_users, batch], as what is returned.
+        """
+        start = torch.stack([seen.log_step, logs[1]])
+        return (start + _apply(self.leave, nodes).view_as(start)).log_softmax(dim=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Downlinks:
+    """What all stages read. gram: complex64 [batch, num_users, num_users]; identity: as one of these.
+
+    strength: each user's own entry, float32 [num_users, batch]. log_users: of their number, float32 [1,
+    num_users, batch].
+    """
+
+    gram: torch.Tensor
+    identity: torch.Tensor
+    strength: torch.Tensor
+    log_users: torch.Tensor
+
+    @staticmethod
+    def of(gram: torch.Tensor) -> "_Downlinks":
+        """Of the users' Gram matrices."""
+        batch, num_users = gram.shape[:2]
+        strength = gram.diagonal(dim1=-2, dim2=-1).real.mT
+        return _Downlinks(
+            gram=gram,
+            identity=torch.eye(num_users, dtype=gram.dtype, device=gram.device),
+            strength=strength,
+            log_users=strength.new_full((1, num_users, batch), math.log(num_users)),
         )
 
 
@@ -123,8 +161,8 @@ class _Stage(nn.Module):
 class _Seen:
     """What a stage reads of an answer.
 
-    nodes: float32 [batch, num_users, NUM_NODE_FEATURES]. edges: float32 [batch, num_users, num_users,
-    NUM_EDGE_FEATURES]. log_step: float32 [batch, num_users], the dual shares of one step of WMMSE.
+    nodes: float32 [NUM_NODE_FEATURES, num_users * batch]. edges: float32 [num_users, num_users, batch].
+    log_step: float32 [num_users, batch], the dual shares of one step of WMMSE, up to a factor.
     """
 
     nodes: torch.Tensor
@@ -132,26 +170,29 @@ class _Seen:
     log_step: torch.Tensor
 
     @staticmethod
-    def of(gram: torch.Tensor, likeness: torch.Tensor, shares: Shares) -> "_Seen":
-        """likeness: |cos|^2 of each pair of channels, float32 [batch, num_users, num_users]."""
-        num_users = gram.shape[-1]
-        received = received_powers(gram, shares.dual.clamp_min(_LEAST_SHARE), shares.stream)
-        own = received.diagonal(dim1=-2, dim2=-1)  # [batch, num_users]
-        heard = received.sum(dim=-1) - own + 1  # interference and noise
-        leaked = received.sum(dim=-2) - own + 1
-        step = own / (heard * (heard + own))
-        log_step = (num_users * step / step.sum(dim=-1, keepdim=True) + _FLOOR).log()
-        strength = gram.diagonal(dim1=-2, dim2=-1).real
-        many = math.log(num_users)
-        level_of_own = (own + _FLOOR).log()  # users that are switched off receive nothing
-        nodes = [strength.log() / 3, level_of_own / 3, heard.log() / 3, leaked.log() / 3, log_step / 2]
-        nodes += [log.clamp_min(_LEAST_LOG) + many for log in (shares.log_dual, shares.log_stream)]
-        nodes.append(torch.full_like(own, many / 2))
-        level = (received + 1e-3).log() / 5
-        same = torch.eye(num_users, device=gram.device).expand_as(level)
-        edges = [likeness, (likeness + 1e-4).log() / 4, level, level.mT, same]
+    def of(downlinks: _Downlinks, logs: torch.Tensor) -> "_Seen":
+        r"""With D = diag(dual) and E = I - (I + D^(1/2) G D^(1/2))^-1, direction j has the power n_j = E_jj -
+        sum_i |E_ij|^2 over dual_j, and user k receives |E_kj|^2 stream_j / (n_j dual_k) of stream j.
+
+        logs: of both shares, float32 [2, num_users, batch].
+        """
+        logs = logs.clamp_min(_LEAST_LOG)
+        dual, stream = logs.exp().unbind()  # [num_users, batch] each
+        attained = downlinks.identity - loaded_inverse(downlinks.gram, dual.sqrt().mT.contiguous())  # E
+        coupling = squared_magnitude(attained).permute(1, 2, 0).contiguous()  # symmetric in its first two
+        served = attained.diagonal(dim1=-2, dim2=-1).real.mT  # [num_users, batch]
+        norm = (served - coupling.sum(dim=0)).clamp_min(_FLOOR)
+        scale = torch.stack([dual.reciprocal(), stream / norm])  # [2, num_users, batch]: receivers, streams
+        own = served.square() * scale.prod(dim=0)
+        powers = (coupling * scale.unsqueeze(1)).sum(dim=2) * scale.flip(0)  # [2, num_users, batch]
+        leaked, heard = powers.add_(1.0).unbind()  # noise and own signal included
+        levels = torch.stack([own, norm, downlinks.strength, leaked, heard, leaked - own, heard - own])
+        levels = levels.clamp_min(_FLOOR).log()  # [7, num_users, batch]
+        log_own, _, _, _, log_heard, _, log_rest = levels.unbind()
         return _Seen(
-            nodes=torch.stack(nodes, dim=-1), edges=torch.stack(edges, dim=-1), log_step=log_step - many
+            nodes=torch.cat([levels, logs, downlinks.log_users]).flatten(1) / _NODE_SCALE,
+            edges=(coupling + _LEAST_COUPLING).log(),
+            log_step=log_own - log_heard - log_rest,
         )
 
 
@@ -174,17 +215,21 @@ class GraphPrecoder(nn.Module):
 
     def forward(self, gram: torch.Tensor) -> tuple[Shares, ...]:
         """The answer of each stage; gram: complex64 [batch, num_users, num_users], see ``gram_of``."""
-        strength = gram.diagonal(dim1=-2, dim2=-1).real  # [batch, num_users]
-        likeness = gram.abs().square() / (strength[:, :, None] * strength[:, None, :])
-        shares, nodes, answers = Shares.even(gram), None, []
+        pairs = (logs.mT.unbind() for logs in self._logs(gram))
+        return tuple(Shares(log_dual=dual, log_stream=stream) for dual, stream in pairs)
+
+    def _logs(self, gram: torch.Tensor) -> list[torch.Tensor]:
+        """Logarithms of both shares after each stage: float32 [2, num_users, batch]."""
+        downlinks, nodes, answers = _Downlinks.of(gram), None, []
+        logs = -downlinks.log_users.expand(2, -1, -1)  # ``Shares.even``
         for index, stage in enumerate(cast(Iterable[_Stage], self.stages)):
-            seen = _Seen.of(gram, likeness, shares)
+            seen = _Seen.of(downlinks, logs)
             nodes = stage.nodes(seen, nodes)
             if index == len(self.stages) - 1:
-                nodes = self._through_backbone(nodes)
-            shares = stage.answer(nodes, seen, shares)
-            answers.append(shares)
-        return tuple(answers)
+                nodes = self._through_backbone(nodes, len(gram))
+            logs = stage.answer(nodes, seen, logs)
+            answers.append(logs)
+        return answers
 
     def precode(
         self,
@@ -203,15 +248,17 @@ class GraphPrecoder(nn.Module):
         if error_covariance is not None:
             sure = sure_channels(h, error_covariance, noise_variance, total_power)
             return sure.back(self.precode(sure.h, torch.ones_like(noise_variance)), total_power)
-        answers: tuple[Shares, ...] = self(gram_of(h, noise_variance, total_power))
-        return answers[-1].precoder(h, noise_variance, total_power)
+        gram = gram_of(h, noise_variance, total_power)
+        dual, stream = self._logs(gram)[-1].exp().mT.contiguous().unbind()  # [batch, num_users] each
+        return structure_from_gram(h, gram, dual, stream, total_power)
 
-    def _through_backbone(self, nodes: torch.Tensor) -> torch.Tensor:
+    def _through_backbone(self, nodes: torch.Tensor, batch: int) -> torch.Tensor:
         if self.backbone is None:
             return nodes
-        mask = torch.ones(nodes.shape[:2], dtype=torch.bool, device=nodes.device)
-        hidden = self.backbone(self.to_token(nodes), mask)  # [batch, num_users, backbone's width]
-        joined: torch.Tensor = nodes + self.from_token(hidden)
+        tokens = self.to_token(rearrange(nodes, "w (k b) -> b k w", b=batch))
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=nodes.device)
+        hidden = self.backbone(tokens, mask)  # [batch, num_users, backbone's width]
+        joined: torch.Tensor = nodes + rearrange(self.from_token(hidden), "b k w -> w (k b)")
         return joined
 
 

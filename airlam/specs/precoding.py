@@ -2,22 +2,20 @@
 
 from dataclasses import dataclass
 
+from airlam.specs.model import ModelSpec
 from airlam.specs.reading import require
-from airlam.specs.run import ModelSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecoderSpec:
     """A graph network over users; backbone: what its nodes pass as tokens, None for the graph alone."""
 
-    width: int = 32  # of a node
-    num_edge_channels: int = 8  # groups of a node's values that an edge weighs apart
-    num_layers: int = 3  # rounds of messages a stage
+    width: int = 16  # of a node
+    num_edge_channels: int = 8  # values of the message that a pair of users sends
+    num_layers: int = 1  # rounds of messages a stage
     num_stages: int = 2
     backbone: ModelSpec | None = None
 
     def __post_init__(self) -> None:
         for name in ("width", "num_edge_channels", "num_layers", "num_stages"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        fits = self.width % self.num_edge_channels == 0
-        require(fits, f"width {self.width} is no multiple of num_edge_channels {self.num_edge_channels}")

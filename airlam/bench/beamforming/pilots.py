@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from airlam.bench.beamforming.sumrate import NOISE_VARIANCE, downlink_channels, share_of
+from airlam.bench.beamforming.settings import NOISE_VARIANCE, downlink_channels
+from airlam.bench.beamforming.sumrate import share_of
 from airlam.bench.kept import as_dict
 from airlam.model.graph_precoder import GraphPrecoder
 from airlam.radio.beamforming import robust_regularized_zero_forcing, robust_wmmse, wmmse

@@ -39,7 +39,7 @@ HOLD = "hold"
 
 def measure(job: Job) -> Part:
     """``sumrate_60kmh.lam``, and others, beside the hold, the best classical prediction and perfect CSI."""
-    fitting, test = _links(job)
+    fitting, test = served_links(job)
     job.on_progress(f"{SETTING}: fitting the classical predictors", 0, 1, "")
     training = fitting.training()
     learned = [job.guarded_lam(test.setting, training, (SNR_DB,)), *job.others(test.setting)]
@@ -84,7 +84,7 @@ def measure(job: Job) -> Part:
     return Part(figures=figures, rows=[*rows, *gain_rows], about=about)
 
 
-def _links(job: Job) -> tuple[HeldLinks, HeldLinks]:
+def served_links(job: Job) -> tuple[HeldLinks, HeldLinks]:
     """Users at 60 km/h to fit on and to serve; the top Doppler is that of the setting's fastest user."""
     sizes = SplitSizes(train=job.sizes.sumrate_fit, validation=0, test=job.sizes.sumrate_test)
     spec = trained.dataset_spec("uma_omni", sizes, SEED)

@@ -18,9 +18,14 @@ def per_link(value: Scalar, h: torch.Tensor, what: str) -> torch.Tensor:
     return scalar
 
 
+def squared_magnitude(values: torch.Tensor) -> torch.Tensor:
+    """|values|^2: complex [...] to float [...]; ``abs`` takes a root first, at several times the cost."""
+    return (values * values.conj()).real
+
+
 def power_of(w: torch.Tensor) -> torch.Tensor:
     """Total power of each precoder: complex [..., num_bs_ant, num_streams] to float [...]."""
-    return w.abs().square().sum(dim=(-2, -1))
+    return squared_magnitude(w).sum(dim=(-2, -1))
 
 
 def scale_to_total_power(w: torch.Tensor, total_power: Scalar) -> torch.Tensor:
@@ -36,10 +41,12 @@ def scale_to_total_power(w: torch.Tensor, total_power: Scalar) -> torch.Tensor:
     return scaled
 
 
-def unit_columns(w: torch.Tensor) -> torch.Tensor:
-    """Columns of norm 1; a column of zeros stays so, and passes no gradient.
+def columns_of_power(w: torch.Tensor, powers: torch.Tensor) -> torch.Tensor:
+    """Columns of the powers given; a column of zeros stays so, and passes no gradient.
 
-    w: complex [..., num_bs_ant, num_streams]. Returns complex, same shape.
+    w: complex [..., num_bs_ant, num_streams]; powers: float [..., num_streams], none negative. Returns
+    complex, as w. Differentiable in powers above 0.
     """
-    norm = torch.linalg.vector_norm(w, dim=-2, keepdim=True)  # [..., 1, num_streams]
-    return w / torch.where(norm > 0, norm, 1.0)
+    found = squared_magnitude(w).sum(dim=-2)  # [..., num_streams]
+    gain = (powers / torch.where(found > 0, found, 1.0)).sqrt()
+    return w * gain.unsqueeze(-2)

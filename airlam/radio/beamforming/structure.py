@@ -10,7 +10,9 @@ h_i^H being row i of H. Bjornson, Bengtsson, Ottersten, IEEE Signal Process. Mag
 
 import torch
 
-from airlam.radio.beamforming.power import Scalar, per_link, unit_columns
+from airlam.radio.beamforming.power import Scalar, columns_of_power, per_link, squared_magnitude
+
+_LEAST_SHARE = 1e-12  # of a dual power: the direction's limit at 0, to rounding
 
 
 def optimal_structure(
@@ -20,18 +22,46 @@ def optimal_structure(
 
     By the matrix inversion lemma the directions are the columns of H^H (I + diag(lam) H H^H / s2)^-1, so the
     system to solve has the size of users or of antennas, whichever is smaller. Differentiable in h, lam and p
-    (in p where it is above 0). lam = P / K for all gives regularised zero forcing.
+    (in p where it is above 0, in lam of as many users as antennas or fewer likewise). lam = P / K for all
+    gives regularised zero forcing.
 
     h: complex [..., num_users, num_bs_ant]. lam, p: float [..., num_users], none negative, not all 0; shapes
     broadcast. noise_variance, total_power: positive, a number or float [...].
     Returns complex [..., num_bs_ant, num_users]; a user whose channel is 0 gets a column of zeros.
     """
     power = per_link(total_power, h, "total_power")[..., None]  # [..., 1]
-    load = _shares(lam) * power / per_link(noise_variance, h, "noise_variance")[..., None]  # [..., num_users]
+    gain = power / per_link(noise_variance, h, "noise_variance")[..., None]  # [..., 1]
     num_users, num_bs_ant = h.shape[-2:]
-    directions = _by_users(h, load) if num_users <= num_bs_ant else _by_antennas(h, load)
-    amplitude = (_shares(p) * power).sqrt()[..., None, :]  # [..., 1, num_users]
-    return unit_columns(directions) * amplitude  # [..., num_bs_ant, num_users]
+    if num_users <= num_bs_ant:
+        directions = _by_users(h, gain[..., None] * (h @ h.mH), _shares(lam))
+    else:
+        directions = _by_antennas(h, gain * _shares(lam))
+    return columns_of_power(directions, _shares(p) * power)  # [..., num_bs_ant, num_users]
+
+
+def structure_from_gram(
+    h: torch.Tensor, gram: torch.Tensor, lam: torch.Tensor, p: torch.Tensor, total_power: float = 1.0
+) -> torch.Tensor:
+    """``optimal_structure`` where G = (P / s2) H H^H is at hand, whatever the number of antennas.
+
+    h: complex [..., num_users, num_bs_ant]; gram: complex [..., num_users, num_users]; lam, p: float [...,
+    num_users], of sum 1. Returns complex [..., num_bs_ant, num_users].
+    """
+    return columns_of_power(_by_users(h, gram, lam), total_power * p)
+
+
+def loaded_inverse(gram: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
+    r"""B = (I + R G R)^-1 with R = diag(root), by Cholesky: complex [..., num_users, num_users], Hermitian.
+
+    H^H R B are the optimal structure's directions for lam = root^2, column k scaled by root_k, and G R B =
+    R^-1 (I - B). gram: G; root: float [..., num_users], none negative.
+    """
+    loaded = gram * (root.unsqueeze(-1) * root.unsqueeze(-2))  # [..., num_users, num_users]
+    rounding = root.shape[-1] * torch.finfo(root.dtype).eps  # without it a singular G may end up indefinite
+    loaded.diagonal(dim1=-2, dim2=-1).mul_(1.0 + rounding).add_(1.0)
+    factor = torch.linalg.cholesky_ex(loaded).L
+    inverse: torch.Tensor = torch.cholesky_inverse(factor)
+    return inverse
 
 
 def received_powers(gram: torch.Tensor, lam: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
@@ -49,8 +79,8 @@ def received_powers(gram: torch.Tensor, lam: torch.Tensor, p: torch.Tensor) -> t
     heard = gram @ inverse
     norm = (inverse.conj() * heard).real.sum(dim=-2, keepdim=True)  # [..., 1, num_streams]
     strength = gram.diagonal(dim1=-2, dim2=-1).real.sum(dim=-1)[..., None, None]  # [..., 1, 1]
-    rounding = torch.finfo(norm.dtype).eps * strength * inverse.abs().square().sum(dim=-2, keepdim=True)
-    received: torch.Tensor = heard.abs().square() * (p[..., None, :] / torch.maximum(norm, rounding))
+    rounding = torch.finfo(norm.dtype).eps * strength * squared_magnitude(inverse).sum(dim=-2, keepdim=True)
+    received: torch.Tensor = squared_magnitude(heard) * (p[..., None, :] / torch.maximum(norm, rounding))
     return received
 
 
@@ -68,7 +98,7 @@ def structure_parameters(
     [..., num_users], 1 where not given.
     Returns (lam, p), float [..., num_users] each, both with the sum ||W||^2.
     """
-    power = (h @ w).abs().square()  # [..., num_users, num_users]
+    power = squared_magnitude(h @ w)  # [..., num_users, num_users]
     noise = per_link(noise_variance, h, "noise_variance")[..., None]  # [..., 1]
     own = power.diagonal(dim1=-2, dim2=-1)  # [..., num_users]
     interference = (power - torch.diag_embed(own)).sum(-1) + noise  # [..., num_users]
@@ -84,12 +114,10 @@ def _shares(values: torch.Tensor) -> torch.Tensor:
     return values / values.sum(-1, keepdim=True)
 
 
-def _by_users(h: torch.Tensor, load: torch.Tensor) -> torch.Tensor:
-    """H^H (I + diag(load) H H^H)^-1: complex [..., num_bs_ant, num_users]."""
-    identity = torch.eye(h.shape[-2], dtype=h.dtype, device=h.device)
-    system = identity + load[..., None] * (h @ h.mH)  # [..., num_users, num_users]
-    inverse = torch.linalg.solve(system, identity.expand_as(system))  # [..., num_users, num_users]
-    directions: torch.Tensor = h.mH @ inverse
+def _by_users(h: torch.Tensor, gram: torch.Tensor, lam: torch.Tensor) -> torch.Tensor:
+    """H^H (I + diag(lam) G)^-1, columns scaled: complex [..., num_bs_ant, num_users]; lam of sum 1."""
+    root = lam.clamp_min(_LEAST_SHARE).sqrt()  # [..., num_users]
+    directions: torch.Tensor = h.mH @ (root.unsqueeze(-1) * loaded_inverse(gram, root))
     return directions
 
 

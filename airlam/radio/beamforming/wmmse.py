@@ -17,7 +17,8 @@ from typing import Literal
 import torch
 
 from airlam.errors import SpecError
-from airlam.radio.beamforming.power import Scalar, per_link, scale_to_total_power
+from airlam.radio.beamforming.power import Scalar, per_link, scale_to_total_power, squared_magnitude
+from airlam.radio.beamforming.structure import loaded_inverse
 from airlam.radio.precoding import maximum_ratio, regularized_zero_forcing
 
 Start = Literal["rzf", "mrt", "random"] | torch.Tensor
@@ -38,7 +39,8 @@ def wmmse(
     h: complex [..., num_users, num_bs_ant]. noise_variance, total_power: positive, a number or float [...].
     start: "rzf" or "mrt" with equal stream powers, "random" (drawn from ``generator``), or a precoder complex
     [..., num_bs_ant, num_users]. weights a: float [..., num_users], none negative; 1 where not given.
-    Differentiable in h, through all iterations.
+    Differentiable in h, through all iterations. Single precision reaches to 60 dB; beyond it, with more users
+    than antennas, rounding takes rate away, so give complex128.
     Returns complex [..., num_bs_ant, num_users], of exactly the total power.
     """
     if num_iterations < 1:
@@ -75,7 +77,7 @@ def first_precoder(
 
 
 def _step(gram: torch.Tensor, effective: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    r"""One round of receivers u = g_kk / t, weights a / e and precoders: A of W = H^H A, not yet scaled.
+    r"""One round of receivers u = g_kk / t, weights a / e and precoders: A of W = H^H A, up to a factor.
 
     t is what a user receives, r what of it is not its own, e = r / t the error. A = (D G + mu I)^-1 C with
     D = diag(a |u|^2 / e) and C = diag(a |u| / e), solved in its Hermitian form; the phases of u, which turn
@@ -84,17 +86,14 @@ def _step(gram: torch.Tensor, effective: torch.Tensor, weights: torch.Tensor | N
     gram, effective: complex [..., num_users, num_users], of links with noise and power of 1. Returns
     complex, as gram.
     """
-    power = effective.abs().square()  # [..., num_users, num_users]
+    power = squared_magnitude(effective)  # [..., num_users, num_users]
     own = power.diagonal(dim1=-2, dim2=-1)  # [..., num_users]
     rest = (power - torch.diag_embed(own)).sum(-1) + 1.0  # [..., num_users]
     urgency, load = urgency_and_load(own, rest, weights)
     tiny = torch.finfo(load.dtype).tiny
     multiplier = load.sum(-1, keepdim=True).clamp_min(tiny)  # [..., 1]; 0 where nobody has a channel
-    root = load.sqrt()
-    system = root[..., :, None] * gram * root[..., None, :]  # [..., num_users, num_users]
-    factor = torch.linalg.cholesky(system + torch.diag_embed(multiplier.expand_as(root)))
-    inverse = torch.cholesky_inverse(factor)  # [..., num_users, num_users]
-    return root[..., :, None] * inverse * urgency.sqrt()[..., None, :]
+    root = (load / multiplier).sqrt()
+    return loaded_inverse(gram, root) * (root.unsqueeze(-1) * urgency.sqrt().unsqueeze(-2))
 
 
 def urgency_and_load(
