@@ -197,9 +197,20 @@ def _training_curve(result: EvaluationResult) -> Markup:
 def _curve_of_time(result: EvaluationResult) -> Markup:
     def draw(axes: Axes) -> None:
         points = [(row.now_s, row.nmse) for row in result.network]
-        axes.plot(*zip(*points, strict=True), label="validation", color=_LAM_COLORS[0])
+        axes.plot(*zip(*points, strict=True), label=result.network[0].measure, color=_LAM_COLORS[0])
         axes.set_xlabel("virtual time, s")
-        axes.set_ylabel("pooled NMSE")
+        axes.set_ylabel(result.network[0].measure)
+        rates = [
+            (row.now_s, row.sum_rate_bit_per_s_per_hz)
+            for row in result.network
+            if row.sum_rate_bit_per_s_per_hz is not None
+        ]
+        if rates:
+            beside = axes.twinx()
+            beside.plot(
+                *zip(*rates, strict=True), label="sum rate", color=_CLASSICAL_COLORS[0], linestyle="--"
+            )
+            beside.set_ylabel("sum rate, bit/s/Hz")
 
     return _svg("Accuracy against time", draw)
 

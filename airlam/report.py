@@ -15,13 +15,24 @@ from rich.text import Text
 
 from airlam.files import whole_file, write_json
 from airlam.pictures import pictures
-from airlam.results import BLER, SUM_RATE, TARGET_BLER, THROUGHPUT, EvaluationResult, Method, Row, headline
+from airlam.results import (
+    BLER,
+    SHARE,
+    SUM_RATE,
+    TARGET_BLER,
+    THROUGHPUT,
+    EvaluationResult,
+    Method,
+    Row,
+    headline,
+)
 
 _METRIC_LABELS = {
     "nmse_pooled": "NMSE, pooled (error energy over channel energy, all users together)",
     "nmse_mean": "NMSE, mean of the users' own ratios",
     "nmse_median": "NMSE, median user",
     SUM_RATE: "Sum rate, bit/s/Hz",
+    SHARE: "Sum rate over that of WMMSE after 100 iterations",
     THROUGHPUT: "Throughput, bit/s/Hz",
     BLER: "Block error rate",
     "ber": "Bit error rate after decoding",
@@ -40,7 +51,7 @@ def write_report(result: EvaluationResult, folder: Path) -> Path:
 def text_table(result: EvaluationResult) -> Group:
     """The report for a rich console: errors, rates, block errors, then the headline."""
     parts: list[Table | Text] = []
-    for metric in ("nmse_pooled", SUM_RATE, BLER):
+    for metric in ("nmse_pooled", SUM_RATE, SHARE, BLER):
         grid, lines = _table(result, metric)
         if not lines:
             continue

@@ -13,6 +13,8 @@ from airlam.units import linear_to_db
 Kind = Literal["classical", "learned", "lam", "bound"]
 KINDS: tuple[Kind, ...] = ("classical", "learned", "lam", "bound")
 SUM_RATE, BLER, THROUGHPUT = "sum_rate_bit_per_s_per_hz", "bler", "throughput_bit_per_s_per_hz"
+SHARE = "share_of_wmmse_100"  # of its sum rate
+POOLED_NMSE = "pooled NMSE"  # what rounds are measured by where nothing else is named
 TARGET_BLER = 0.1  # where links are operated by custom
 
 
@@ -46,7 +48,8 @@ class PredictionRow:
 class LinkRow:
     """One figure of one method at one SNR of the link, with its 95 % interval over groups of users.
 
-    metric: "sum_rate_bit_per_s_per_hz", "ber", "bler" or "throughput_bit_per_s_per_hz".
+    metric: "sum_rate_bit_per_s_per_hz", "share_of_wmmse_100", "ber", "bler" or
+    "throughput_bit_per_s_per_hz".
     """
 
     method: str
@@ -84,11 +87,17 @@ class TrainingRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkRow:
-    """Validation NMSE of a fine-tuning by a network's devices, when so much virtual time had passed."""
+    """How a fine-tuning by a network's devices stood on validation drops after so much virtual time.
+
+    nmse: the measure's value, less being better, which is an NMSE where no other is named. The sum rate is of
+    users served on what was predicted for them.
+    """
 
     now_s: float
     uplink_bytes: int
     nmse: float
+    measure: str = POOLED_NMSE
+    sum_rate_bit_per_s_per_hz: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,8 +242,9 @@ def _rate_headline(result: EvaluationResult) -> Sentence | None:
     difference = lam.value - classical.value
     share = f" ({100 * difference / classical.value:+.1f} %)" if classical.value > 0 else ""
     verb = "gains" if difference >= 0 else "loses"
+    how = "precoding on " if result.prediction else ""  # else the methods are precoders themselves
     sentence = (
-        f"Link, {at_db:g} dB: precoding on {result.label(lam.method)} {verb} {abs(difference):.2f} bit/s/Hz"
+        f"Link, {at_db:g} dB: {how}{result.label(lam.method)} {verb} {abs(difference):.2f} bit/s/Hz"
         f"{share} of sum rate against {result.label(classical.method)}, the best classical method "
         f"on the link ({lam.value:.2f} against {classical.value:.2f} bit/s/Hz"
         f"{_certainty(result, lam, classical)})."

@@ -15,21 +15,24 @@ from typing import Literal
 import numpy as np
 import torch
 from einops import rearrange
+from numpy.typing import NDArray
 from torch import nn
 
 from airlam.datasets.catalog import packaged_spec
 from airlam.datasets.mixture import PLACEMENTS
-from airlam.datasets.stochastic.synthesis import draw_drops
 from airlam.model.graph_precoder import GraphPrecoder, Shares, gram_of, sum_rates
 from airlam.radio.beamforming import structure_parameters, wmmse
 from airlam.specs import ArraySpec, ChannelModel, DatasetSpec, PlacementSpec, TrainingSpec
 from airlam.tasks.channel_prediction import Progress, quiet
 from airlam.tasks.runs import describe
+from airlam.training.batches import GroupedSamples
 from airlam.training.loop import fit
 from airlam.training.metrics import Progress as TrainingProgress
 from airlam.training.metrics import TrainingSummary
 
+IMITATION_FOLDER = "imitation"  # of a run
 LABEL_ITERATIONS = 50  # of WMMSE, whose powers the first part of training imitates
+GAIN_SPREAD_DB = 6.0
 _EARLIER_STAGES = 0.3  # weight of the answers before the last
 _LEAST_RATE = 0.5  # bit/s/Hz, so that samples without a usable channel do not rule
 _DRAWN_AT_ONCE = 250
@@ -72,6 +75,8 @@ def downlink_spec(
 
 def draw_users(spec: DatasetSpec, num_drops: int, seed: int) -> UserChannels:
     """Drops of a spec of single-polarised arrays; each part of ``_DRAWN_AT_ONCE`` drops has its own seed."""
+    from airlam.datasets.stochastic.synthesis import draw_drops  # Sionna loads in seconds
+
     rows, columns = spec.base_station.num_rows, spec.base_station.num_cols
     parts = []
     for part, start in enumerate(range(0, num_drops, _DRAWN_AT_ONCE)):
@@ -116,8 +121,9 @@ class DownlinkSamples:
     seed: int
     min_snr_db: float = -3.0
     max_snr_db: float = 22.0
-    gain_spread_db: float = 6.0  # of users in two samples of five; the others hear the array alike
+    gain_spread_db: float = GAIN_SPREAD_DB  # of users in two samples of five; the others hear the array alike
     left_out: tuple[int, ...] = ()  # numbers of antennas that no sample has
+    smaller_arrays: bool = True  # corners of the pool's array, too
 
     def __len__(self) -> int:
         return len(self.num_users) * self.group_size
@@ -141,27 +147,39 @@ class DownlinkSamples:
         """Columns and rows of a group's array, enough for its users."""
         draw = np.random.default_rng([self.seed, group, 1])
         _, _, columns, rows = self.pool[0].h.shape
+        if not self.smaller_arrays:
+            return columns, rows
         least = max(_FEWEST_ANTENNAS, _CROWDED * self.num_users[group])
         fitting = [
             (c, r)
             for c in range(1, columns + 1)
             for r in range(1, rows + 1)
             if c * r >= least and c * r not in self.left_out
-        ]
+        ] or [(columns, rows)]
         return fitting[draw.integers(len(fitting))]
 
     def _sample(self, index: int, num_users: int, columns: int, rows: int) -> tuple[torch.Tensor, float]:
         draw = np.random.default_rng([self.seed, index, 0])
         h = self.pool[int(draw.integers(len(self.pool)))].h
-        users = draw.permutation(h.shape[1])[:num_users]
-        # users of one drop share their surroundings, users of several do not
-        drops = draw.integers(h.shape[0], size=1 if draw.random() < 0.5 else num_users)
+        drops, users = _chosen_users(h.shape[0], h.shape[1], num_users, draw)
         chosen = h[torch.from_numpy(np.broadcast_to(drops, users.shape).copy()), torch.from_numpy(users)]
         chosen = unit_power(chosen[:, :columns, :rows].flatten(1))  # [num_users, num_bs_ant]
         if draw.random() < 0.4:
             gains = 10 ** (draw.normal(size=(num_users, 1)) * self.gain_spread_db / 20)
             chosen = chosen * torch.from_numpy(gains.clip(0.2, 5.0)).float()
         return chosen, float(10 ** (-draw.uniform(self.min_snr_db, self.max_snr_db) / 10))
+
+
+def _chosen_users(
+    num_drops: int, users_per_drop: int, num_users: int, draw: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Drops (one of all, or one of each) and users of a sample, no user twice: int64."""
+    if users_per_drop < num_users:
+        drops = draw.choice(num_drops, num_users, replace=False)
+        return drops, draw.integers(users_per_drop, size=num_users)
+    users = draw.permutation(users_per_drop)[:num_users]
+    # users of one drop share their surroundings, users of several do not
+    return draw.integers(num_drops, size=1 if draw.random() < 0.5 else num_users), users
 
 
 def _tell(on_progress: Progress, what: str, step: TrainingProgress) -> None:
@@ -175,10 +193,15 @@ def unit_power(h: torch.Tensor) -> torch.Tensor:
 
 
 def rate_loss(model: nn.Module, batch: DownlinkBatch) -> torch.Tensor:
-    """Minus the sum rate over regularised zero forcing's, earlier answers counting less: float32 [n]."""
+    """``shortfall`` of a precoder: float32 [n]."""
     gram = batch.gram
+    return shortfall(gram, model(gram))
+
+
+def shortfall(gram: torch.Tensor, answers: Sequence[Shares]) -> torch.Tensor:
+    """Minus the sum rate over regularised zero forcing's, earlier answers counting less: float32 [n]."""
     reference = sum_rates(gram, Shares.even(gram)).clamp_min(_LEAST_RATE)  # [n]
-    *earlier, last = (sum_rates(gram, answer) / reference for answer in model(gram))
+    *earlier, last = (sum_rates(gram, answer) / reference for answer in answers)
     return -last - _EARLIER_STAGES * sum(earlier, torch.zeros_like(last))
 
 
@@ -199,33 +222,38 @@ def imitation_loss(model: nn.Module, batch: DownlinkBatch) -> torch.Tensor:
 
 def tune_precoder(
     precoder: GraphPrecoder,
-    samples: DownlinkSamples,
-    validation: DownlinkSamples,
+    samples: GroupedSamples[DownlinkBatch],
+    validation: GroupedSamples[DownlinkBatch],
     spec: TrainingSpec,
     folder: Path,
     *,
     imitation_steps: int,
     on_progress: Progress = quiet,
+    identity: str = "",
 ) -> TrainingSummary:
     """Trains in place: ``imitation_steps`` of WMMSE, then ``spec.num_steps`` of the rate itself.
 
-    ``folder`` keeps checkpoints of both, from which a killed training goes on. KeyboardInterrupt where the
-    user interrupts.
+    ``folder`` keeps metrics and checkpoints of the second part, its folder ``imitation`` those of the first;
+    from both a killed training of the same ``identity`` goes on. The summary is the second part's.
+    KeyboardInterrupt where the user interrupts.
     """
-    every = max(1, imitation_steps // 4)
-    first = dataclasses.replace(
-        spec, num_steps=imitation_steps, validation_every_steps=every, checkpoint_every_steps=every
-    )
-    parts = (("imitating WMMSE", imitation_loss, first), ("raising the rate", rate_loss, spec))
-    for index, (what, loss, own) in enumerate(parts):
+    parts = [("raising the rate", rate_loss, spec, folder)]
+    if imitation_steps:
+        every = max(1, imitation_steps // 4)
+        first = dataclasses.replace(
+            spec, num_steps=imitation_steps, validation_every_steps=every, checkpoint_every_steps=every
+        )
+        parts.insert(0, ("imitating WMMSE", imitation_loss, first, folder / IMITATION_FOLDER))
+    for what, loss, own, place in parts:
         summary = fit(
             precoder,
             loss,
             samples,
             validation,
             own,
-            folder / str(index),
+            place,
             partial(_tell, on_progress, what),
+            identity=identity,
         )
         if summary.stop_reason == "interrupted":
             raise KeyboardInterrupt

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,19 +54,26 @@ def divide_links(
     of speeds only. SpecError where there are fewer drops than devices.
     """
     num_drops = len(source) // source.links_per_drop
+    links = np.arange(num_drops * source.links_per_drop).reshape(num_drops, -1)  # [drops, links]
+    speeds = None
+    if partition == "speed":
+        speeds = source.speeds_m_per_s(links.ravel()).numpy().reshape(links.shape).mean(1)  # [drops]
+    parts = divide_drops(num_drops, devices, speeds, seed)
+    return {device: OwnLinks(source, links[part].ravel()) for device, part in parts.items()}
+
+
+def divide_drops(
+    num_drops: int, devices: Sequence[str], speed_m_per_s: NDArray[np.floating[Any]] | None, seed: int
+) -> dict[str, _Indices]:
+    """Drops by device, at random or, where their speeds are given, in the order of these."""
     if num_drops < len(devices):
         raise SpecError(
             f"{num_drops} training drops for {len(devices)} devices; generate one a device or more"
         )
-    links = np.arange(num_drops * source.links_per_drop).reshape(num_drops, -1)  # [drops, links]
     order = np.random.default_rng(seed).permutation(num_drops)
-    if partition == "speed":
-        speeds = source.speeds_m_per_s(links.ravel()).numpy().reshape(links.shape).mean(1)  # [drops]
-        order = order[np.argsort(speeds[order], kind="stable")]
-    parts = np.array_split(order, len(devices))
-    return {
-        device: OwnLinks(source, links[part].ravel()) for device, part in zip(devices, parts, strict=True)
-    }
+    if speed_m_per_s is not None:
+        order = order[np.argsort(speed_m_per_s[order], kind="stable")]
+    return dict(zip(devices, np.array_split(order, len(devices)), strict=True))
 
 
 def device_samples(

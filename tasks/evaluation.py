@@ -16,6 +16,7 @@ from airlam.radio.prediction import classical_predictors
 from airlam.radio.prediction.base import Predictor
 from airlam.report import write_report
 from airlam.results import (
+    POOLED_NMSE,
     CostRow,
     EvaluationResult,
     GainRow,
@@ -28,7 +29,9 @@ from airlam.specs import RunSpec
 from airlam.tasks.channel_prediction import DatasetLinks, Progress, quiet
 from airlam.tasks.comparison import BATCH_LINKS, Comparison, compare, observe, training_links
 from airlam.tasks.guarded import guarded_lam
+from airlam.tasks.run_guard import write_guard
 from airlam.tasks.runs import check_data, load_lam, read_run, run_to_dict, summary_of
+from airlam.tasks.task import Run, task_of
 from airlam.training.loop import METRICS_FILE
 from airlam.training.metrics import read_metrics
 from airlam.units import KMH_PER_M_PER_S
@@ -92,55 +95,65 @@ def evaluate(folder: Path, link: bool = True, on_progress: Progress = quiet) -> 
     spec = read_run(folder)
     with ChannelDataset.open(spec.dataset) as dataset:
         check_data(folder, dataset)
-        test = DatasetLinks(dataset, "test", spec.prediction)
-        if link:
-            from airlam.tasks.link_level import check_link
-
-            check_link(spec.link, len(test), dataset.spec.num_users, len(test.setting.target_frequencies_hz))
-        training = training_links(
-            DatasetLinks(dataset, "train", spec.prediction), MAX_TRAINING_LINKS, spec.training.seed
-        )
-        tuned = load_lam(folder, test.setting)
-        on_progress("guarding the LAM", 0, 1, "")
-        lam = guarded_lam(tuned, test.setting, training, seed=spec.training.seed)
-        on_progress("fitting the classical predictors", 0, 1, "")
-        classical = classical_predictors(test.setting, training)
-        ends = (spec.prediction.min_snr_db, spec.prediction.max_snr_db)
-        snrs_db = sorted(set(np.linspace(*ends, 4).tolist()))
-        comparison = compare([*classical, lam], test, snrs_db, on_progress)
-        names = [predictor.name for predictor in classical]
-        settings, notes = _settings(spec, dataset), list(NOTES)
-        settings["the LAM's guard, from slow fading to fast"] = lam.choices()
-        if spec.model.tokenizer == "path":
-            notes.append(PATH_NOTE)
-        parts: dict[str, Any] = {"gains": tuple(gain_rows(comparison, names))}
-        if link:
-            sent, best = send_over_link(spec, dataset, test, classical, lam, comparison, on_progress)
-            parts["gains"] += tuple(sent.gain_rows(LAM, best))
-            parts |= {"link": tuple(sent.rows()), "snr_db_at_target_bler": sent.snr_db_at_target_bler}
-            settings["link level"] = sent.settings
-            notes += LINK_NOTES
-        result = EvaluationResult(
-            task="channel prediction",
-            settings=settings,
-            methods=_methods(names, link),
-            prediction=tuple(prediction_rows(comparison)),
-            user_nmse=user_nmse(comparison, [*names, LAM]),
-            training=_training_rows(folder),
-            network=_network_rows(folder),
-            cost=tuple(_cost_rows(folder, comparison)),
-            versions=software_versions(),
-            notes=tuple(notes),
-            **parts,
-        )
+        run = Run(spec=spec, dataset=dataset, folder=folder, on_progress=on_progress)
+        result = task_of(spec).measure(run, link=link)
     write_report(result, folder)
     return result
 
 
-def _settings(spec: RunSpec, dataset: ChannelDataset) -> dict[str, Any]:
+def measure(run: Run, *, link: bool) -> EvaluationResult:
+    """See ``Task.measure``, for channel prediction."""
+    spec, dataset, folder, on_progress = run.spec, run.dataset, run.folder, run.on_progress
+    test = DatasetLinks(dataset, "test", spec.prediction)
+    if link:
+        from airlam.tasks.link_level import check_link
+
+        check_link(spec.link, len(test), dataset.spec.num_users, len(test.setting.target_frequencies_hz))
+    training = training_links(
+        DatasetLinks(dataset, "train", spec.prediction), MAX_TRAINING_LINKS, spec.training.seed
+    )
+    tuned = load_lam(folder, test.setting)
+    on_progress("guarding the LAM", 0, 1, "")
+    lam = guarded_lam(tuned, test.setting, training, seed=spec.training.seed)
+    write_guard(folder, lam)
+    on_progress("fitting the classical predictors", 0, 1, "")
+    classical = classical_predictors(test.setting, training)
+    ends = (spec.prediction.min_snr_db, spec.prediction.max_snr_db)
+    snrs_db = sorted(set(np.linspace(*ends, 4).tolist()))
+    comparison = compare([*classical, lam], test, snrs_db, on_progress)
+    names = [predictor.name for predictor in classical]
+    settings, notes = settings_of(run), list(NOTES)
+    settings["the LAM's guard, from slow fading to fast"] = lam.choices()
+    if spec.model.tokenizer == "path":
+        notes.append(PATH_NOTE)
+    parts: dict[str, Any] = {"gains": tuple(gain_rows(comparison, names))}
+    if link:
+        sent, best = send_over_link(spec, dataset, test, classical, lam, comparison, on_progress)
+        parts["gains"] += tuple(sent.gain_rows(LAM, best))
+        parts |= {"link": tuple(sent.rows()), "snr_db_at_target_bler": sent.snr_db_at_target_bler}
+        settings["link level"] = sent.settings
+        notes += LINK_NOTES
+    return EvaluationResult(
+        task="channel prediction",
+        settings=settings,
+        methods=_methods(names, link),
+        prediction=tuple(prediction_rows(comparison)),
+        user_nmse=user_nmse(comparison, [*names, LAM]),
+        training=training_rows(folder),
+        network=network_rows(folder),
+        cost=tuple(_cost_rows(folder, comparison)),
+        versions=software_versions(),
+        notes=tuple(notes),
+        **parts,
+    )
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """Spec and data, for a report."""
+    dataset = run.dataset
     drops = dataset.spec.drops
     return {
-        "run": run_to_dict(spec),
+        "run": run_to_dict(run.spec),
         "dataset": {
             "name": dataset.spec.name,
             "description": dataset.spec.description,
@@ -298,7 +311,8 @@ def predict_links(
     return torch.cat(true), {name: torch.cat(parts) for name, parts in estimates.items()}
 
 
-def _training_rows(folder: Path) -> tuple[TrainingRow, ...]:
+def training_rows(folder: Path) -> tuple[TrainingRow, ...]:
+    """Losses of a run."""
     lines = read_metrics(folder / METRICS_FILE)
     return tuple(
         TrainingRow(
@@ -308,38 +322,46 @@ def _training_rows(folder: Path) -> tuple[TrainingRow, ...]:
     )
 
 
-def _network_rows(folder: Path) -> tuple[NetworkRow, ...]:
+def network_rows(folder: Path) -> tuple[NetworkRow, ...]:
     """Of a run with a network; other runs have none."""
-    curve = summary_of(folder).get("federated", {}).get("curve", [])
+    together = summary_of(folder).get("federated", {})
+    measure = together.get("measure", POOLED_NMSE)
     return tuple(
-        NetworkRow(now_s=point["now_s"], uplink_bytes=point["uplink_bytes"], nmse=point["nmse"])
-        for point in curve
+        NetworkRow(
+            now_s=point["now_s"],
+            uplink_bytes=point["uplink_bytes"],
+            nmse=point["nmse"],
+            measure=measure,
+            sum_rate_bit_per_s_per_hz=point.get("sum_rate_bit_per_s_per_hz"),
+        )
+        for point in together.get("curve", [])
     )
 
 
 def _cost_rows(folder: Path, comparison: Comparison) -> list[CostRow]:
+    return training_costs(folder, "training, tokens made before") + [
+        CostRow(method=name, quantity="prediction", value=1000 * seconds, unit="ms a link")
+        for name, seconds in comparison.seconds_per_link.items()
+    ]
+
+
+def training_costs(folder: Path, training: str) -> list[CostRow]:
+    """What a run's model took; training: what its seconds are of."""
     summary = summary_of(folder)
-    rows = [
-        CostRow(method=LAM, quantity="parameters", value=float(summary["num_parameters"])),
-        CostRow(method=LAM, quantity="trainable parameters", value=float(summary["num_trainable"])),
-        CostRow(method=LAM, quantity="trainable share", value=100 * summary["trainable_share"], unit="%"),
-        CostRow(method=LAM, quantity="training, tokens made before", value=summary["seconds"], unit="s"),
-        CostRow(
-            method=LAM, quantity="training per sample", value=summary["flops_per_sample"] / 1e6, unit="MFLOP"
-        ),
-        CostRow(method=LAM, quantity="peak memory", value=summary["peak_memory_bytes"] / 2**20, unit="MiB"),
+    amounts = [
+        ("parameters", float(summary["num_parameters"]), ""),
+        ("trainable parameters", float(summary["num_trainable"]), ""),
+        ("trainable share", 100 * summary["trainable_share"], "%"),
+        (training, summary["seconds"], "s"),
+        ("training per sample", summary["flops_per_sample"] / 1e6, "MFLOP"),
+        ("peak memory", summary["peak_memory_bytes"] / 2**20, "MiB"),
     ]
     together = summary.get("federated")
     if together is not None:
-        amounts = (
+        amounts += [
             ("virtual time of the network", together["virtual_seconds"], "s"),
             ("sent up by devices", together["uplink_bytes"] / 2**20, "MiB"),
             ("sent down to devices", together["downlink_bytes"] / 2**20, "MiB"),
             ("energy of devices", together["energy_j"], "J"),
-        )
-        rows += [CostRow(method=LAM, quantity=name, value=value, unit=unit) for name, value, unit in amounts]
-    rows += [
-        CostRow(method=name, quantity="prediction", value=1000 * seconds, unit="ms a link")
-        for name, seconds in comparison.seconds_per_link.items()
-    ]
-    return rows
+        ]
+    return [CostRow(method=LAM, quantity=name, value=value, unit=unit) for name, value, unit in amounts]

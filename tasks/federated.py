@@ -15,10 +15,11 @@ import torch
 
 from airlam.model.lam import LAM, count_parameters
 from airlam.model.storage import assign_tensors, trainable_tensors
+from airlam.results import POOLED_NMSE
 from airlam.specs import FederatedSpec, NetworkSpec, RunSpec, require
 from airlam.split.graph import ModuleGraph
 from airlam.split.messages import Tensors
-from airlam.split.node import nmse_loss
+from airlam.split.node import Loss, nmse_loss
 from airlam.split.profile import profile_lam
 from airlam.tasks.channel_prediction import (
     LinkSource,
@@ -28,6 +29,7 @@ from airlam.tasks.channel_prediction import (
 )
 from airlam.tasks.device_data import device_samples, divide_links
 from airlam.tasks.drawn_network import Drawn, drawn
+from airlam.tasks.validation_rate import rate_evaluation
 from airlam.tokens.base import TokenBatch
 from airlam.training.federated.layout import layout_of, prepare
 from airlam.training.federated.report import TABLE_FILE, RoundReport, write_table
@@ -57,11 +59,13 @@ def setup_of(
     found: Drawn,
     federated: FederatedSpec,
     ray_address: str | None = None,
+    loss: Loss = prediction_loss,
 ) -> Setup:
     """Everything that takes part in a run; freezes in ``lam`` what the run freezes."""
     assert spec.network is not None
     prepare(lam, federated)
-    graph = profile_of(lam, next(iter(samples.values()))).for_batch(spec.training.batch_size)
+    largest = max(samples.values(), key=lambda tokens: tokens.features.shape[1])
+    graph = profile_of(lam, largest).for_batch(spec.training.batch_size)
     layout = layout_of(federated, lam, graph, list(samples), _server_of(spec.network))
     counts = {device: len(tokens) for device, tokens in samples.items()}
     typical = typical_round(graph, found.network, layout, counts, federated.steps_per_round)
@@ -74,7 +78,7 @@ def setup_of(
         gains=found.gains,
         samples=samples,
         policy=policy_of(federated, typical, num_rounds, spec.training.seed),
-        loss=prediction_loss,
+        loss=loss,
         federated=federated,
         training=spec.training,
         ray_address=ray_address,
@@ -118,11 +122,7 @@ def tune_together(
     """
     assert spec.network is not None
     federated, seed = spec.federated or FederatedSpec(), spec.training.seed
-    devices = tuple(spec.network.devices_by_name)
-    require(
-        len({spec.network.server_of(device) for device in devices}) == 1,
-        f"the devices of {spec.network.name} are in several cells; fine-tune one cell at a time",
-    )
+    devices = devices_of(spec.network)
     samples = device_samples(
         lam,
         divide_links(sources["train"], devices, federated.partition, seed),
@@ -144,13 +144,44 @@ def tune_together(
     )
     # what a run freezes is frozen in its own copy: the LAM that is saved keeps what it calls frozen
     setup = setup_of(spec, copy.deepcopy(lam), samples, drawn(spec.network), federated, ray_address)
+    evaluate = nmse_evaluation(validation.tokens)
+    rate = rate_evaluation(views, validation.tokens, spec.link.num_users)
+    return run_rounds(setup, evaluate, lam, folder, on_progress, identity, rate=rate)
+
+
+def devices_of(network: NetworkSpec) -> tuple[str, ...]:
+    """SpecError where they are in several cells."""
+    devices = tuple(network.devices_by_name)
+    require(
+        len({network.server_of(device) for device in devices}) == 1,
+        f"the devices of {network.name} are in several cells; fine-tune one cell at a time",
+    )
+    return devices
+
+
+def run_rounds(
+    setup: Setup,
+    evaluate: Evaluate,
+    lam: LAM,
+    folder: Path,
+    on_progress: Progress,
+    identity: str,
+    *,
+    rate: Evaluate | None = None,
+    measure: str = POOLED_NMSE,
+) -> tuple[TrainingSummary, dict[str, Any]]:
+    """All rounds of a run: the best weights into ``lam``, files into ``folder``; what its summary says.
+
+    rate: see ``train_together``. measure: what ``evaluate`` gives, less being better, for people.
+    """
     began = time.monotonic()
     result = train_together(
         setup,
-        nmse_evaluation(validation.tokens),
+        evaluate,
+        rate=rate,
         folder=folder,
         on_round=lambda report: on_progress(
-            "rounds", report.round_index + 1, setup.num_rounds, describe_round(report)
+            "rounds", report.round_index + 1, setup.num_rounds, describe_round(report, measure)
         ),
         identity=identity,
     )
@@ -158,13 +189,13 @@ def tune_together(
     assign_tensors({name: own[name] for name in best}, best, "the best weights")
     write_table(result.reports, folder / TABLE_FILE)
     _write_metrics(result, setup, folder)
-    return _summary(setup, result, time.monotonic() - began), _own_summary(setup, result)
+    return _summary(setup, result, time.monotonic() - began), _own_summary(setup, result, measure)
 
 
-def describe_round(report: RoundReport) -> str:
+def describe_round(report: RoundReport, measure: str = POOLED_NMSE) -> str:
     """One round for the progress line."""
     loss = "" if report.loss is None else f", loss {report.loss:.3f}"
-    nmse = "" if report.nmse is None else f", NMSE {report.nmse:.4g}"
+    nmse = "" if report.nmse is None else f", {measure} {report.nmse:.4g}"
     left_out = [name for name in report.shares if name not in report.ran]
     failed = f", {len(left_out)} failed" if left_out else ""
     return f"{len(report.ran)} devices{failed}, {report.now_s:.3g} s of virtual time{loss}{nmse}"
@@ -209,11 +240,12 @@ def _summary(setup: Setup, result: FederatedResult, seconds: float) -> TrainingS
     )
 
 
-def _own_summary(setup: Setup, result: FederatedResult) -> dict[str, Any]:
-    """What a run of a network has beside; ``best_validation_loss`` is an NMSE there."""
+def _own_summary(setup: Setup, result: FederatedResult, measure: str) -> dict[str, Any]:
+    """What a run of a network has beside; ``best_validation_loss`` is of the measure there."""
     reports = result.reports
     return {
         "federated": {
+            "measure": measure,
             "method": setup.federated.method,
             "policy": setup.federated.policy,
             "num_devices": len(setup.samples),

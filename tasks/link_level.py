@@ -2,10 +2,11 @@
 
 What is simulated, once per method, on the same channels, users, bits and noise:
 
-* a base station serves ``num_users`` users on the same band, one stream and one antenna each, with
-  regularised zero forcing per subcarrier computed from the method's CSI; each stream has equal power, the
-  total transmit power is 1, ``snr_db`` is that power over the noise of one subcarrier, and every user's
-  true channel is scaled to unit mean power (power control; the estimate takes the same factor);
+* a base station serves ``num_users`` users on the same band, one stream and one antenna each, with a
+  precoder per subcarrier computed from the method's CSI: regularised zero forcing with equal power per
+  stream, or what the caller gives. The total transmit power is 1, ``snr_db`` is that power over the noise of
+  one subcarrier, and every user's true channel is scaled to unit mean power (power control; the estimate
+  takes the same factor);
 * a slot is 14 OFDM symbols on a Sionna resource grid, 2 of them DMRS; the channel holds over a slot, and
   the dataset's subcarriers are the grid's. Each user has its own LDPC codeword(s) in each slot, 5G rate
   matching, Gray QAM;
@@ -22,7 +23,7 @@ themselves carry.
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -52,6 +53,11 @@ from airlam.specs import LinkSpec, spec_to_dict
 from airlam.units import db_to_linear
 
 Point = dict[str, np.ndarray]  # metric -> float64 [num_groups]
+Precode = Callable[[torch.Tensor, float, slice], torch.Tensor]
+"""What the base station believes of some groups' channels, complex64 [num_groups, num_slots, num_subcarriers,
+num_users, num_bs_ant], each user scaled to unit mean power; noise variance; which groups these are. Gives W
+of total power 1, complex64 [num_groups, num_slots, num_subcarriers, num_bs_ant, num_users].
+"""
 METRICS = ("sum_rate_bit_per_s_per_hz", "ber", "bler", "throughput_bit_per_s_per_hz")
 
 _NUM_OFDM_SYMBOLS = 14
@@ -169,13 +175,15 @@ def evaluate_link(
     seed: int = 1,
     on_progress: Callable[[float], None] | None = None,
     groups_per_chunk: int = 16,
+    precoders: Mapping[str, Precode] | None = None,
 ) -> LinkResult:
     """Simulates the downlink of the module's head with each method's CSI.
 
     true and each estimate: complex64 [num_groups, num_users, num_slots, num_bs_ant, num_subcarriers], the
     channel in which the slots are sent and what the base station believes it to be; for the bound pass
-    ``true`` itself as an estimate. At most ``spec.num_drops`` groups are used. ``on_progress`` takes the
-    share done. Memory grows with ``groups_per_chunk``; results do not depend on it, nor on which other
+    ``true`` itself as an estimate. precoders: of methods that have one of their own in the place of
+    regularised zero forcing. At most ``spec.num_drops`` groups are used. ``on_progress`` takes the share
+    done. Memory grows with ``groups_per_chunk``; results do not depend on it, nor on which other
     methods run beside one. Sionna's random state is left as it was.
 
     DataError for NaN or mismatched channels, SpecError for settings that no code fits.
@@ -189,23 +197,27 @@ def evaluate_link(
     phy = _Downlink(spec, num_subcarriers, _sionna_device(true.device))
     chunks = phy.draw(num_groups, num_slots, seed).split(groups_per_chunk)
 
-    def simulate(believed: torch.Tensor, snr_db: float) -> Point:
+    def simulate(believed: torch.Tensor, precode: Precode, snr_db: float) -> Point:
         """Every metric of every group at one SNR."""
         noise_variance = db_to_linear(-snr_db)
-        parts = [phy.run(h[rows], believed[rows], noise_variance, own_draws) for rows, own_draws in chunks]
+        parts = [
+            phy.run(h[rows], precode(believed[rows], noise_variance, rows), noise_variance, own_draws)
+            for rows, own_draws in chunks
+        ]
         return {metric: np.concatenate([part[metric] for part in parts]) for metric in METRICS}
 
     curves: list[list[Point]] = []
     thresholds: dict[str, float | None] = {}
     for index, (method, estimate) in enumerate(estimates.items()):
         believed = _per_subcarrier(estimate[:num_groups] / amplitude)
+        precode = (precoders or {}).get(method, _zero_forcing)
         curve = []
         for snr_index, snr_db in enumerate(spec.snr_db):
-            curve.append(simulate(believed, snr_db))
+            curve.append(simulate(believed, precode, snr_db))
             if on_progress is not None:
                 on_progress((index + (snr_index + 1) / len(spec.snr_db)) / len(estimates))
         curves.append(curve)
-        thresholds[method] = _snr_db_at_target(spec.snr_db, curve, partial(simulate, believed))
+        thresholds[method] = _snr_db_at_target(spec.snr_db, curve, partial(simulate, believed, precode))
     values = {
         metric: np.array([[point[metric] for point in curve] for curve in curves]) for metric in METRICS
     }
@@ -214,7 +226,9 @@ def evaluate_link(
         snr_db=spec.snr_db,
         values=values,
         snr_db_at_target_bler=thresholds,
-        settings=spec_to_dict(spec) | {"seed": seed, "num_groups": num_groups} | phy.settings(h),
+        settings=spec_to_dict(spec)
+        | {"seed": seed, "num_groups": num_groups}
+        | phy.settings(h, precoders or ()),
     )
 
 
@@ -284,11 +298,12 @@ class _Downlink:
         streams = StreamManagement(np.ones((spec.num_users, 1)), spec.num_users)
         self.equalizer = LMMSEEqualizer(grid, streams, device=device)
 
-    def settings(self, h: torch.Tensor) -> dict[str, Any]:
-        """What was simulated on channels h (as in ``run``), for the record."""
+    def settings(self, h: torch.Tensor, precoders: Collection[str]) -> dict[str, Any]:
+        """What was simulated on channels h (as in ``run``), for the record; who had a precoder of its own."""
         num_groups, num_slots, num_subcarriers, num_users, num_bs_ant = h.shape
         return {
-            "precoder": "regularised zero forcing per subcarrier, equal power per stream",
+            "precoder": "regularised zero forcing per subcarrier, equal power per stream"
+            + (f"; of {', '.join(sorted(precoders))} their own" if precoders else ""),
             "num_slots": num_slots,
             "num_subcarriers": num_subcarriers,
             "num_bs_ant": num_bs_ant,
@@ -314,13 +329,13 @@ class _Downlink:
         grid = self.grid_mapper(self.mapper(coded))  # [batch, 1, num_users, num_ofdm_symbols, f]
         return _Draws(bits=sent, grid=grid, noise=torch.cat(noise), num_slots=num_slots)
 
-    def run(self, h: torch.Tensor, believed: torch.Tensor, noise_variance: float, draws: _Draws) -> Point:
+    def run(self, h: torch.Tensor, w: torch.Tensor, noise_variance: float, draws: _Draws) -> Point:
         """Each metric of each group.
 
-        h and believed: complex64 [num_groups, num_slots, num_subcarriers, num_users, num_bs_ant].
+        h: complex64 [num_groups, num_slots, num_subcarriers, num_users, num_bs_ant]; w: complex64, the same
+        with the last two axes exchanged.
         """
         num_groups, num_slots = h.shape[:2]
-        w = regularized_zero_forcing(believed, noise_variance)  # [g, t, f, num_bs_ant, num_users]
         rate = sum_rate_bit_per_s_per_hz(h, w, noise_variance)  # [g, t, f]
         received = self._receive(effective_channel(h, w), noise_variance, draws)
         wrong = received != draws.bits.flatten(end_dim=-2)  # [blocks, num_information_bits]
@@ -456,6 +471,11 @@ def _seeded_sionna(device: str, seed: int, group: int) -> Iterator[torch.Generat
 def _sionna_device(device: torch.device) -> str:
     """Sionna's name of a device: it wants the index."""
     return "cpu" if device.type == "cpu" else f"{device.type}:{device.index or 0}"
+
+
+def _zero_forcing(believed: torch.Tensor, noise_variance: float, rows: slice) -> torch.Tensor:
+    """A ``Precode``."""
+    return regularized_zero_forcing(believed, noise_variance)
 
 
 def _per_subcarrier(h: torch.Tensor) -> torch.Tensor:

@@ -169,6 +169,10 @@ def request_of(network: str, run: Path | None, **options: Any) -> PlanningReques
     if run is None:
         return PlanningRequest(network=spec, **options)
     taken = read_spec(RunSpec, run)
+    require(
+        taken.task == "channel_prediction",
+        f"{run} is of {taken.task}, whose model is not split; give a run of channel_prediction, or none",
+    )
     of_run: dict[str, Any] = {
         "model": taken.model,
         "prediction": taken.prediction,

@@ -22,6 +22,7 @@ from airlam.model.build import lam_for
 from airlam.model.lam import LAM
 from airlam.radio.channel import PredictionSetting
 from airlam.specs import (
+    ModelSpec,
     PredictionSpec,
     RunSpec,
     TrainingSpec,
@@ -32,7 +33,6 @@ from airlam.specs import (
 )
 from airlam.split.transport import ray_address
 from airlam.tasks.channel_prediction import (
-    DatasetLinks,
     LamPredictor,
     LinkSource,
     NoisyViews,
@@ -42,6 +42,7 @@ from airlam.tasks.channel_prediction import (
     tokenise_views,
     with_reference,
 )
+from airlam.tasks.task import Run, task_of
 from airlam.training.loop import fit
 from airlam.training.metrics import Progress as TrainingProgress
 from airlam.training.metrics import TrainingSummary
@@ -67,11 +68,7 @@ def finetune(
         address is None or spec.network is not None,
         f"transport {transport!r} is for runs with a [network]; {spec.name} has none, so drop it",
     )
-    spec = dataclasses.replace(spec, dataset=str((base / spec.dataset).resolve()))
-    # a local folder is relative to the spec, as the dataset is
-    if spec.model.backbone not in NAMED and (base / spec.model.backbone).is_dir():
-        backbone = str((base / spec.model.backbone).resolve())
-        spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, backbone=backbone))
+    spec = _with_whole_paths(spec, base)
     folder = output / spec.name
     with ChannelDataset.open(spec.dataset) as dataset:
         _claim(folder, spec)
@@ -79,21 +76,41 @@ def finetune(
             check_data(folder, dataset)
             shutil.rmtree(folder / TOKENS_FOLDER, ignore_errors=True)  # a kill may have left them
             return folder
-        sources = {split: DatasetLinks(dataset, split, spec.prediction) for split in ("train", "validation")}
-        lam = lam_for(spec.model, sources["train"].setting, spec.training.seed)
-        identity = spec_to_toml(spec) + data_sha256(dataset)
-        own: dict[str, Any] = {}
-        if spec.network is None:
-            summary = tune(lam, sources, spec.prediction, spec.training, folder, on_progress, identity)
-        else:
-            from airlam.tasks.federated import tune_together
-
-            place = tokens_folder(folder, identity)
-            summary, own = tune_together(spec, lam, sources, folder, place, on_progress, identity, address)
-        lam.save(folder / LAM_FOLDER)
-        write_json(folder / SUMMARY_FILE, {**summary.to_dict(), **own, **_data_summary(spec, dataset)})
-    shutil.rmtree(folder / TOKENS_FOLDER)
+        run = Run(
+            spec=spec,
+            dataset=dataset,
+            folder=folder,
+            on_progress=on_progress,
+            identity=spec_to_toml(spec) + data_sha256(dataset),
+            ray_address=address,
+        )
+        found = task_of(spec).fine_tune(run)
+        found.model.save(folder / LAM_FOLDER)
+        summary = {**found.summary.to_dict(), **found.own, **_data_summary(spec, dataset)}
+        write_json(folder / SUMMARY_FILE, summary)
+    shutil.rmtree(folder / TOKENS_FOLDER, ignore_errors=True)  # some tasks keep none
     return folder
+
+
+def _with_whole_paths(spec: RunSpec, base: Path) -> RunSpec:
+    """Dataset, local backbones and runs to start from are relative to the spec."""
+    precoder, beamforming = spec.precoder, spec.beamforming
+    if beamforming is not None and beamforming.start is not None:
+        beamforming = dataclasses.replace(beamforming, start=str((base / beamforming.start).resolve()))
+    if precoder is not None and precoder.backbone is not None:
+        precoder = dataclasses.replace(precoder, backbone=_with_whole_path(precoder.backbone, base))
+    return dataclasses.replace(
+        spec,
+        dataset=str((base / spec.dataset).resolve()),
+        model=_with_whole_path(spec.model, base),
+        precoder=precoder,
+        beamforming=beamforming,
+    )
+
+
+def _with_whole_path(model: ModelSpec, base: Path) -> ModelSpec:
+    is_local = model.backbone not in NAMED and (base / model.backbone).is_dir()
+    return dataclasses.replace(model, backbone=str((base / model.backbone).resolve())) if is_local else model
 
 
 def tune(
@@ -190,13 +207,19 @@ def _data_summary(spec: RunSpec, dataset: ChannelDataset) -> dict[str, Any]:
     }
 
 
-def read_run(folder: Path) -> RunSpec:
-    """The spec of a run's folder; DataError where it is none or has not been trained to its end."""
+def read_run(folder: Path, task: str | None = None) -> RunSpec:
+    """The spec of a run's folder; DataError where it is none or has not been trained to its end.
+
+    task: what the run has to be of, if that matters.
+    """
     if not (folder / RUN_FILE).is_file():
         raise DataError(f"{folder} holds no {RUN_FILE}; give the folder that airlam finetune wrote")
     if not (folder / SUMMARY_FILE).is_file():
         raise DataError(f"{folder} is not trained to its end; run airlam finetune again to go on")
-    return read_spec(RunSpec, folder / RUN_FILE)
+    spec = read_spec(RunSpec, folder / RUN_FILE)
+    if task not in (None, spec.task):
+        raise DataError(f"{folder} is a run of {spec.task}; give one of {task}")
+    return spec
 
 
 def summary_of(folder: Path) -> dict[str, Any]:
@@ -213,12 +236,15 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 def load_lam(folder: Path, setting: PredictionSetting) -> LamPredictor:
     """The fine-tuned LAM of a run, as a predictor for ``setting``; DataError where they do not fit."""
-    spec = read_run(folder)
+    spec = read_run(folder, task="channel_prediction")
     lam = lam_for(spec.model, setting, spec.training.seed)
     lam.load(folder / LAM_FOLDER)
-    return LamPredictor(tokenizer=lam.tokenizer, lam=lam.eval())
+    return LamPredictor.of(lam)
 
 
 def run_to_dict(spec: RunSpec) -> dict[str, Any]:
-    """The spec for a report, without the path of the dataset on this machine."""
-    return spec_to_dict(dataclasses.replace(spec, dataset=Path(spec.dataset).name))
+    """The spec for a report, without the paths of dataset and start on this machine."""
+    beamforming = spec.beamforming
+    if beamforming is not None and beamforming.start is not None:
+        beamforming = dataclasses.replace(beamforming, start=Path(beamforming.start).name)
+    return spec_to_dict(dataclasses.replace(spec, dataset=Path(spec.dataset).name, beamforming=beamforming))

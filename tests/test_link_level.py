@@ -14,7 +14,7 @@ from sionna.phy.mapping import BinarySource, Demapper, Mapper
 from sionna.phy.mimo import rzf_precoding_matrix
 
 from airlam.errors import DataError, SpecError
-from airlam.radio.precoding import regularized_zero_forcing
+from airlam.radio.precoding import maximum_ratio, regularized_zero_forcing, sum_rate_bit_per_s_per_hz
 from airlam.specs import LinkSpec
 from airlam.tasks.link_level import METRICS, LinkResult, check_link, evaluate_link, group_users
 
@@ -67,6 +67,37 @@ def test_result_is_json_without_nan(imperfect: LinkResult) -> None:
     assert json.loads(json.dumps(imperfect.settings, allow_nan=False))["num_groups"] == 12
     with pytest.raises(SpecError, match="no method 'lamm'"):
         imperfect.mean("lamm", "bler")
+
+
+def test_a_method_may_have_a_precoder_of_its_own_that_is_told_its_groups() -> None:
+    true = flat_channels(5, 2, 4)
+    spec = small_spec(snr_db=(3.0,))
+    unit = true / true.abs().square().mean(dim=(2, 3, 4), keepdim=True).sqrt()
+    h = unit.permute(0, 2, 4, 1, 3)  # [groups, slots, subcarriers, users, antennas]
+    told: list[slice] = []
+
+    def of_the_truth(believed: torch.Tensor, noise_variance: float, rows: slice) -> torch.Tensor:
+        told.append(rows)
+        return regularized_zero_forcing(h[rows], noise_variance)
+
+    def matched(believed: torch.Tensor, noise_variance: float, rows: slice) -> torch.Tensor:
+        return maximum_ratio(believed)
+
+    wrong = random_channel(*true.shape, seed=7)
+    result = evaluate_link(
+        true,
+        {"plain": true, "told": wrong, "matched": true},
+        spec,
+        groups_per_chunk=2,
+        precoders={"told": of_the_truth, "matched": matched},
+    )
+    assert {(rows.start, rows.stop) for rows in told} == {(0, 2), (2, 4), (4, 6)}
+    for values in result.values.values():
+        np.testing.assert_allclose(values[1], values[0], rtol=1e-5)
+    expected = sum_rate_bit_per_s_per_hz(h, maximum_ratio(h), 10**-0.3).mean(dim=(1, 2))
+    found = result.values["sum_rate_bit_per_s_per_hz"][2, 0]
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
+    assert result.settings["precoder"].endswith("of matched, told their own")
 
 
 def test_methods_are_paired_and_independent_of_order_chunks_and_global_seed() -> None:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from airlam.pictures import pictures
 from airlam.specs import RunSpec, SplitSizes, read_spec, spec_to_toml
 from airlam.tasks.channel_prediction import (
     DatasetLinks,
+    LamPredictor,
     NoisyViews,
     quiet,
     tokenise_views,
@@ -34,6 +36,7 @@ from airlam.tasks.device_data import divide_links
 from airlam.tasks.evaluation import evaluate
 from airlam.tasks.federated import prediction_loss
 from airlam.tasks.runs import finetune
+from airlam.tasks.validation_rate import RATE_SNR_DB, rate_evaluation
 from airlam.training.federated.report import read_rounds
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,6 +90,8 @@ def test_its_evaluation_shows_accuracy_against_time(trained: Path) -> None:
     result = evaluate(trained)
     assert len(result.network) == 5 and result.network[0].now_s == 0
     assert [row.now_s for row in result.network] == sorted(row.now_s for row in result.network)
+    rates = [row.sum_rate_bit_per_s_per_hz for row in result.network]
+    assert all(rate is not None and rate > 0 for rate in rates) and len(set(rates)) > 1
     assert "Accuracy against time" in {picture.title for picture in pictures(result)}
     quantities = {row.quantity for row in result.cost}
     assert {"virtual time of the network", "sent up by devices", "energy of devices"} <= quantities
@@ -153,6 +158,28 @@ def test_devices_share_no_drop_and_a_device_knows_its_speeds_only(base: Path) ->
         assert means == sorted(means) and means[0] < 0.8 * means[2]
         with pytest.raises(SpecError, match="24 training drops for 25 devices"):
             divide_links(source, [f"d{k}" for k in range(25)], "iid", seed=3)
+
+
+def test_the_rate_is_that_of_users_served_on_what_the_lam_predicts(base: Path) -> None:
+    """RZF by its textbook formula, written out for each group, step and subcarrier."""
+    with ChannelDataset.open(base / "d.h5") as dataset:
+        source = DatasetLinks(dataset, "validation", RUN.prediction)
+        lam = lam_for(RUN.model, source.setting, seed=1).eval()
+        views = NoisyViews(source=source, spec=RUN.prediction, num_samples=5, seed=3, augment=False)
+        tokens = tokenise_views(lam.tokenizer, views, base / "rate", "", quiet).tokens
+        seen = views.batch(torch.arange(5))
+    predicted = LamPredictor.of(lam).predict(seen.history, seen.noise_variance)
+    scale = seen.future.abs().square().mean((1, 2, 3, 4)).rsqrt()
+    noise_variance, rates = 10 ** (-RATE_SNR_DB / 10), []
+    for users in (torch.tensor([0, 1]), torch.tensor([2, 3])):
+        true, known = (scale[users, None, None, None] * x[users, :, 0] for x in (seen.future, predicted))
+        for step, subcarrier in itertools.product(range(true.shape[1]), range(true.shape[3])):
+            h, e = true[:, step, :, subcarrier], known[:, step, :, subcarrier]  # [users, antennas]
+            w = e.mH @ torch.linalg.inv(e @ e.mH + 2 * noise_variance * torch.eye(2))
+            power = (h @ (w / torch.linalg.vector_norm(w, dim=0) * 0.5**0.5)).abs().square()
+            noise = power.sum(1) - power.diagonal() + noise_variance
+            rates.append(float(torch.log2(1 + power.diagonal() / noise).sum()))
+    assert rate_evaluation(views, tokens, 2)(lam) == pytest.approx(np.mean(rates), rel=1e-3)
 
 
 def test_the_loss_on_devices_is_that_of_one_machine(base: Path) -> None:

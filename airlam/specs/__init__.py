@@ -1,5 +1,6 @@
 """Every spec: frozen dataclasses with units in their names, read from TOML and written back."""
 
+from airlam.specs.beamforming import BeamformingSpec
 from airlam.specs.channel import (
     ArraySpec,
     ChannelModel,
@@ -10,11 +11,12 @@ from airlam.specs.channel import (
 )
 from airlam.specs.dataset import DatasetSpec, SplitSizes
 from airlam.specs.federated import FaultSpec, FederatedSpec
+from airlam.specs.model import ModelSpec
 from airlam.specs.network import CellSpec, DeviceSpec, NetworkSpec, ScenarioSpec, ServerSpec, WireSpec
 from airlam.specs.precoding import PrecoderSpec
 from airlam.specs.pretraining import MixtureSpec, PretrainingSpec
 from airlam.specs.reading import parse_spec, read_spec, require, spec_from_dict, spec_to_dict, spec_to_toml
-from airlam.specs.run import LinkSpec, ModelSpec, PredictionSpec, RunSpec, TrainingSpec
+from airlam.specs.run import LinkSpec, PredictionSpec, RunSpec, TrainingSpec
 from airlam.specs.sensors import (
     BeamSensorSpec,
     CameraSpec,
@@ -30,6 +32,7 @@ from airlam.specs.site import SiteSpec
 __all__ = [
     "ArraySpec",
     "BeamSensorSpec",
+    "BeamformingSpec",
     "CameraSpec",
     "CellSpec",
     "ChannelModel",

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from airlam.specs.model import ModelSpec
 from airlam.specs.reading import require, require_finite
-from airlam.specs.run import ModelSpec, TrainingSpec
+from airlam.specs.run import TrainingSpec
 
 MixtureChannel = Literal[
     "uma_nlos",

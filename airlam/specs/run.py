@@ -3,8 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from airlam.specs.beamforming import BeamformingSpec
 from airlam.specs.federated import FederatedSpec
+from airlam.specs.model import ModelSpec
 from airlam.specs.network import NetworkSpec
+from airlam.specs.precoding import PrecoderSpec
 from airlam.specs.reading import require
 
 
@@ -26,33 +29,6 @@ class PredictionSpec:
             self.min_snr_db <= self.max_snr_db,
             f"SNRs are {self.min_snr_db} to {self.max_snr_db} dB; expected min <= max",
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSpec:
-    """The LAM: tokeniser, backbone, how it is tuned."""
-
-    backbone: str = "small"  # small, mlp, airlam, minilm, smollm2, a hub id, a local folder
-    tokenizer: Literal["path", "patch"] = "path"
-    num_layers: int | None = None  # depth cut; None keeps all
-    tuning: Literal["lora", "full", "head", "scratch"] = "lora"
-    lora_rank: int = 8
-    lora_alpha: float = 16.0
-    num_paths: int = 32  # tokens of the path tokeniser
-    random_weights: bool = False  # of the named backbone take the shape only
-
-    def __post_init__(self) -> None:
-        require(self.lora_rank >= 1, f"lora_rank must be at least 1, got {self.lora_rank}")
-        require(self.num_paths >= 1, f"num_paths must be at least 1, got {self.num_paths}")
-        require(
-            self.num_layers is None or self.num_layers >= 1,
-            f"num_layers must be at least 1, got {self.num_layers}",
-        )
-
-    @property
-    def is_drawn(self) -> bool:
-        """Whether the backbone's weights start at random, so that no file has them but the LAM's own."""
-        return self.random_weights or self.tuning == "scratch" or self.backbone in ("small", "mlp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,15 +96,18 @@ class RunSpec:
 
     name: str
     dataset: str  # an HDF5 file, relative to the run spec
-    task: Literal["channel_prediction"] = "channel_prediction"
+    task: Literal["channel_prediction", "beamforming"] = "channel_prediction"
     prediction: PredictionSpec = field(default_factory=PredictionSpec)
     model: ModelSpec = field(default_factory=ModelSpec)
+    beamforming: BeamformingSpec | None = None  # of its task; None: the defaults
+    precoder: PrecoderSpec | None = None
     training: TrainingSpec = field(default_factory=TrainingSpec)
     link: LinkSpec = field(default_factory=LinkSpec)
     network: NetworkSpec | None = None
     federated: FederatedSpec | None = None  # None with a network: the defaults
 
     def __post_init__(self) -> None:
+        self._check_tables()
         require(
             self.network is not None or self.federated is None,
             "[federated] needs a [network] whose devices take part; add one or drop it",
@@ -136,4 +115,21 @@ class RunSpec:
         require(
             bool(self.name) and "/" not in self.name and not self.name.startswith("."),
             f"name is {self.name!r}; it names the run's folder, so no '/' and no leading '.'",
+        )
+
+    def _check_tables(self) -> None:
+        """A table of another task would be read by nobody."""
+        predicts = self.task == "channel_prediction"
+        for name, given in (("beamforming", self.beamforming), ("precoder", self.precoder)):
+            require(
+                given is None or not predicts,
+                f'[{name}] is of task "beamforming"; this run\'s task is "{self.task}"',
+            )
+        require(
+            predicts or self.prediction == PredictionSpec(),
+            f'[prediction] is of task "channel_prediction"; this run\'s task is "{self.task}"',
+        )
+        require(
+            predicts or self.model == ModelSpec(),
+            f'[model] is of task "channel_prediction"; a run of task "{self.task}" has [precoder.backbone]',
         )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from airlam.model.lam import CHANNEL_PREDICTION, LAM, State
+from airlam.model.lam import LAM, State
 from airlam.specs import require
 from airlam.split.flops import LiveBytes, flop_counter, saved_storages, storages
 from airlam.split.graph import Edge, LoraLoad, Module, ModuleGraph
@@ -32,7 +32,7 @@ def profile_lam(
     *,
     history: torch.Tensor | None = None,
     noise_variance: torch.Tensor | None = None,
-    task: str = CHANNEL_PREDICTION,
+    task: str | None = None,
     optimiser_states: int = ADAM_STATES,
 ) -> ModuleGraph:
     """The LAM's graph with its loads for batches like ``tokens``; the LAM is left as it was.
@@ -45,7 +45,8 @@ def profile_lam(
     require(len(tokens) >= 1, "tokens are empty; give at least one link")
     context = {_CONTEXT + key: value for key, value in tokens.context.items()}
     state: State = {"features": tokens.features, "mask": tokens.mask, **context}
-    names = tuple(n for n in lam.module_names if not n.startswith("head.") or n == f"head.{task}")
+    head = f"head.{task or lam.task}"
+    names = tuple(n for n in lam.module_names if not n.startswith("head.") or n == head)
     parameters = _by_owner(lam)
     modules: list[Module] = []
     with _undisturbed(lam):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from airlam.model.lam import CHANNEL_PREDICTION, LAM
+from airlam.model.lam import LAM
 from airlam.model.storage import assign_tensors
 from airlam.split.failures import NodeFailure
 from airlam.split.flow_state import sample_tensors, tensor_of
@@ -72,7 +72,7 @@ class Session:
         transport: Transport,
         air: Air | None = None,
         *,
-        task: str = CHANNEL_PREDICTION,
+        task: str | None = None,
         keeps_frozen: bool = True,
     ) -> None:
         chain, trainable = chain_of(lam, task), trainable_modules(lam)
@@ -256,8 +256,9 @@ def local_session(
     return Session(lam, plan, transport, air, keeps_frozen=keeps_frozen)
 
 
-def chain_of(lam: LAM, task: str = CHANNEL_PREDICTION) -> tuple[str, ...]:
-    """The modules that a task's data pass, in order."""
+def chain_of(lam: LAM, task: str | None = None) -> tuple[str, ...]:
+    """The modules that a task's data pass, in order; None: of the LAM's first task."""
+    task = task or lam.task
     lam.head(task)  # SpecError where there is none
     return tuple(name for name in lam.module_names if not name.startswith(HEAD) or name == HEAD + task)
 

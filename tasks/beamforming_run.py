@@ -1,0 +1,92 @@
+"""Beamforming as a task of runs: the graph precoder trained on a dataset's downlinks.
+
+Its first part imitates WMMSE, with metrics and checkpoints in the run's folder ``imitation``; the second
+raises the sum rate. ``lam/`` holds the precoder.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from airlam.model.graph_precoder import GraphPrecoder, build_precoder
+from airlam.model.precoder_chain import PrecoderLam, load_precoder
+from airlam.model.storage import assign_tensors, fingerprint
+from airlam.specs import BeamformingSpec, PrecoderSpec, RunSpec, require
+from airlam.tasks.beamforming import tune_precoder
+from airlam.tasks.beamforming_data import Source, all_drops, read_views
+from airlam.tasks.beamforming_evaluation import measure
+from airlam.tasks.runs import LAM_FOLDER, read_run
+from airlam.tasks.task import Outcome, Run
+
+__all__ = ["fine_tune", "measure", "precoder_lam", "run_precoders"]
+
+
+def fine_tune(run: Run) -> Outcome:
+    """See ``Task.fine_tune``: on one machine, or by the devices of the run's network."""
+    spec, training = run.spec, run.spec.training
+    own = spec.beamforming or BeamformingSpec()
+    drops = {split: all_drops(run.dataset, split) for split in ("train", "validation")}
+    drops["train"] = drops["train"][: training.num_samples]
+    views = {split: read_views(run.dataset, split, drops[split], run.on_progress) for split in drops}
+    lam = precoder_lam(spec)
+    if own.start is not None:
+        run = dataclasses.replace(run, identity=run.identity + fingerprint(lam.precoder.state_dict()))
+    if spec.network is not None:
+        from airlam.tasks.beamforming_federated import tune_together
+
+        return tune_together(run, lam, views["train"], views["validation"])
+    train, validation = (Source.of(run.dataset, views[split], own) for split in ("train", "validation"))
+    summary = tune_precoder(
+        lam.precoder,
+        train.training(training, seed=2 * training.seed),
+        validation.validation(seed=2 * training.seed + 1),
+        training,
+        run.folder,
+        imitation_steps=own.imitation_steps if own.start is None else 0,
+        on_progress=run.on_progress,
+        identity=run.identity,
+    )
+    return Outcome(model=lam.cpu(), summary=summary)
+
+
+def run_precoders(folders: Sequence[Path]) -> dict[str, GraphPrecoder]:
+    """The tuned precoders of some runs' folders, by the runs' names, as ``precode`` serves them.
+
+    DataError where a folder holds no finished run of this task; SpecError where two runs have one name.
+    """
+    found: dict[str, GraphPrecoder] = {}
+    for folder in folders:
+        spec = read_run(folder, task="beamforming")
+        require(spec.name not in found, f"two runs are called {spec.name!r}; take one of them, or rename one")
+        found[spec.name] = load_precoder(folder / LAM_FOLDER)
+    return found
+
+
+def precoder_lam(spec: RunSpec) -> PrecoderLam:
+    """The precoder that a run tunes: untrained, or that of the run to start from.
+
+    SpecError where the two differ in more than that only this one has a backbone.
+    """
+    own = spec.beamforming or BeamformingSpec()
+    if own.start is None:
+        precoder = build_precoder(spec.precoder or PrecoderSpec(), seed=spec.training.seed)
+    else:
+        (before,) = run_precoders([Path(own.start)]).values()
+        precoder = _tuned_on(before, spec)
+    return PrecoderLam(precoder, max_users=own.max_users)
+
+
+def _tuned_on(before: GraphPrecoder, spec: RunSpec) -> GraphPrecoder:
+    """``before`` itself, or its weights with the backbone that the run's precoder adds."""
+    wanted = spec.precoder or before.spec
+    if wanted == before.spec:
+        return before
+    require(
+        dataclasses.replace(wanted, backbone=None) == before.spec,
+        f"the precoder to start from is {before.spec}, the run's {wanted}; drop [precoder], or take the same "
+        "and add a backbone",
+    )
+    precoder = build_precoder(wanted, seed=spec.training.seed)
+    given = before.state_dict()
+    assign_tensors({name: precoder.state_dict()[name] for name in given}, given, "the precoder to start from")
+    return precoder
