@@ -255,7 +255,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="The folder that finetune wrote.")],
     link: Annotated[bool, typer.Option(help="Also send coded blocks over the link.")] = True,
 ) -> None:
-    """Measure a fine-tuned LAM against the classical predictors, and the gain on the link."""
+    """Measure a fine-tuned LAM against classical methods, and the gain on the link."""
     from airlam.console import Progress, show
     from airlam.report import text_table
     from airlam.tasks.evaluation import evaluate as measure
@@ -292,18 +292,18 @@ def serve(
     ),
     port: Annotated[int, typer.Option(help="0 takes any that is free.")] = 8008,
 ) -> None:
-    """Serve fine-tuned LAMs over HTTP, what they share loaded once. Prints its address; ends on Ctrl-C."""
+    """Serve fine-tuned LAMs over HTTP, what they share loaded once.
+
+    Prints its address; SIGHUP has it read the folders anew, with no request refused; ends on Ctrl-C.
+    """
     from airlam.specs import ServingSpec
 
     spec = ServingSpec(host=host, port=port)
     try:
-        from airlam.serving.server import serve as start
+        from airlam.tasks.serving import serve_runs
     except ImportError as error:
         raise DataError(f"{error.name} is not installed: pip install 'airlam[serve]'") from None
-    from airlam.tasks.serving import run_services
-
-    services, metrics = run_services(runs)
-    start(services, spec, metrics, on_listening=lambda url: print(url, flush=True))
+    serve_runs(runs, spec, on_listening=lambda url: print(url, flush=True))
 
 
 @app.command()
@@ -320,6 +320,37 @@ def client(
         if not 0 < value < math.inf:
             raise SpecError(f"{name} is {value}; expected a positive number")
     print(*replay_run(run, url, rate_per_s=rate, duration_s=seconds).lines(), sep="\n")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder that finetune wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    to: Annotated[str, typer.Option(help="litert or onnx.")] = "litert",
+    on_device: Annotated[
+        str,
+        typer.Option(metavar="NAME[,NAME]", help="More modules for the device than embedding and head."),
+    ] = "",
+    batch: Annotated[
+        int | None, typer.Option(help="Samples of a training step; by default the run's.")
+    ] = None,
+) -> None:
+    """Write a LAM's device side, for inference and training, as LiteRT or ONNX; compare it to torch."""
+    from airlam.console import Progress, show
+    from airlam.tasks.export import export_run
+
+    with Progress() as progress:
+        report = export_run(
+            run,
+            output,
+            to,
+            modules=tuple(on_device.split(",")) if on_device else (),
+            batch_size=batch,
+            on_progress=progress,
+        )
+    show(report.table())
+    print(*report.sentences, sep="\n")
+    print(output)
 
 
 @app.command()

@@ -1,21 +1,33 @@
 """Fine-tuned runs as LAMs to serve, and a dataset's users as those who ask."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from airlam.datasets.store import ChannelDataset
+from airlam.model.build import lam_for
 from airlam.model.lam import LAM
-from airlam.radio.channel import PredictionSetting
 from airlam.serving.client import Client
+from airlam.serving.guarding import (
+    CLASSICAL,
+    UNTUNED,
+    GuardedServices,
+    LinkGuard,
+    untuned_name,
+)
 from airlam.serving.lam_services import LamServices
 from airlam.serving.monitoring import Metrics
 from airlam.serving.replay import ReplayReport, replay
-from airlam.specs import RunSpec, require
+from airlam.serving.server import serve
+from airlam.serving.services import Services
+from airlam.specs import RunSpec, ServingSpec, require
 from airlam.tasks.channel_prediction import DatasetLinks
 from airlam.tasks.comparison import observe
-from airlam.tasks.runs import load_lam, read_run
+from airlam.tasks.run_guard import read_guard
+from airlam.tasks.run_setting import read_setting
+from airlam.tasks.runs import LAM_FOLDER, read_run
 
 REPLAYED_LINKS = 256  # of a dataset's test drops; more requests begin anew
 
@@ -23,28 +35,44 @@ REPLAYED_LINKS = 256  # of a dataset's test drops; more requests begin anew
 def served_lams(folders: Sequence[Path]) -> dict[str, LAM]:
     """The LAMs of some runs' folders, by the runs' names.
 
-    Arrays, grid and times are those of each run's dataset, which has to be where it was. DataError where it
-    is not, or a folder holds no finished run; SpecError where two runs have one name.
+    Of a run's dataset nothing is needed, unless an older version of airlam fine-tuned it. DataError where a
+    folder holds no finished run; SpecError where two runs have one name.
     """
     lams: dict[str, LAM] = {}
     for folder in folders:
         spec = read_run(folder)
         require(spec.name not in lams, f"two runs are called {spec.name!r}; serve one of them, or rename one")
-        lams[spec.name] = load_lam(folder, run_setting(spec)).lam
+        require(
+            spec.task == "channel_prediction",
+            f"{folder} is a run of task {spec.task!r}; the server takes runs of task 'channel_prediction'",
+        )
+        lams[spec.name] = _untuned(folder, spec)
+        lams[spec.name].load(folder / LAM_FOLDER)
     return lams
 
 
-def run_setting(spec: RunSpec) -> PredictionSetting:
-    """What a run's LAM predicts from and to."""
-    own = spec.prediction
-    with ChannelDataset.open(spec.dataset) as dataset:
-        return PredictionSetting.from_dataset(dataset.spec, own.num_history, own.num_horizon, own.duplex)
+def _untuned(folder: Path, spec: RunSpec) -> LAM:
+    return lam_for(spec.model, read_setting(folder, spec), spec.training.seed).eval()
 
 
-def run_services(folders: Sequence[Path]) -> tuple[LamServices, Metrics]:
-    """The services of some runs' LAMs, and the metrics that they report to."""
+def services_of(folders: Sequence[Path], metrics: Metrics) -> Services:
+    """The services of some runs' LAMs, guarded where a run has been evaluated; they report to ``metrics``."""
+    lams, guards = served_lams(folders), dict[str, LinkGuard]()
+    for name, folder in zip(list(lams), folders, strict=True):
+        guard = read_guard(folder)
+        if guard is not None and (guard.uses(UNTUNED) or guard.uses(CLASSICAL)):
+            guards[name] = guard
+            if guard.uses(UNTUNED):
+                lams[untuned_name(name)] = _untuned(folder, read_run(folder))
+    services = LamServices(lams, metrics.service_ran)
+    return GuardedServices(services, guards, metrics.service_ran) if guards else services
+
+
+def serve_runs(folders: Sequence[Path], spec: ServingSpec, on_listening: Callable[[str], None]) -> None:
+    """Serves some runs' LAMs until SIGINT or SIGTERM; SIGHUP has it read the folders anew."""
     metrics = Metrics()
-    return LamServices(served_lams(folders), metrics.service_ran), metrics
+    load = functools.partial(services_of, folders, metrics)
+    serve(load(), spec, metrics, on_listening, load)
 
 
 def replay_run(

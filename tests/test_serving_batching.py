@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from airlam.serving.batching import Batcher, DeadlineMissed, Draining, QueueFull, Unpredictable
-from airlam.serving.lam_services import Measurement
+from airlam.serving.measurement import Measurement
 
 LONG_S = 30.0
 

@@ -25,7 +25,7 @@ from airlam.serving.bodies import (
     write_measurement,
     write_slot,
 )
-from airlam.serving.lam_services import Measurement
+from airlam.serving.measurement import Measurement
 from airlam.specs import ArraySpec
 
 SETTING = PredictionSetting(

@@ -19,7 +19,8 @@ from airlam.model.build import lam_for
 from airlam.radio.channel import PredictionSetting
 from airlam.serving.bodies import BINARY, write_measurement
 from airlam.serving.client import Client, RequestRefused, ServerLost
-from airlam.serving.lam_services import LamServices, Measurement
+from airlam.serving.lam_services import LamServices
+from airlam.serving.measurement import Measurement
 from airlam.serving.monitoring import Metrics
 from airlam.serving.replay import replay
 from airlam.serving.server import running
@@ -117,6 +118,17 @@ def test_predictions_are_the_lams_own(server: Served, client: Client) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_several_lams_predict_from_one_measurement(server: Served, client: Client) -> None:
+    asked = measurement(2)
+    found = client.predict_all(["fdd", "a"], asked.history, asked.noise_variance)
+    assert set(found) == {"a", "fdd"}
+    for name, future in found.items():
+        alone = client.predict(name, asked.history, asked.noise_variance)
+        torch.testing.assert_close(future, alone, rtol=1e-5, atol=1e-6)
+    answer = exchange(server, post(GOOD, path="/v1/predict?lam=a", Accept="application/json"))
+    assert list(json.loads(answer.partition(b"\r\n\r\n")[2])["futures"]) == ["a"]
+
+
 def test_json_gives_what_binary_gives(server: Served, client: Client) -> None:
     asked = measurement(2)
     expected = client.predict("a", asked.history, asked.noise_variance)
@@ -173,6 +185,13 @@ BAD_REQUESTS = {
     "a deadline of no time": (post(GOOD, path="/v1/lams/a/predict?deadline_ms=0"), 422),
     "a deadline that is no number": (post(GOOD, path="/v1/lams/a/predict?deadline_ms=NaN"), 422),
     "a slot below zero": (post(GOOD, path="/v1/sessions/x/slots?slot=-1"), 422),
+    "no LAM among several": (post(GOOD, path="/v1/predict?lam=a&lam=none"), 404),
+    "no LAMs at all": (post(GOOD, path="/v1/predict"), 422),
+    "a LAM twice": (post(GOOD, path="/v1/predict?lam=a&lam=a"), 422),
+    "too many links for several": (
+        post(write_measurement(measurement(3)), path="/v1/predict?lam=a&lam=fdd"),
+        422,
+    ),
     "no session": (post(GOOD, path="/v1/sessions/x/slots"), 404),
     "another method": (b"PUT /v1/lams/a/predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405),
     "no such path": (b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
@@ -239,8 +258,7 @@ def test_state_and_metrics_are_told(server: Served, client: Client) -> None:
     text = client.get("/metrics").decode()
     assert re.search(r'airlam_requests_total\{lam="a",status="200"\} [1-9]', text)
     assert (
-        "airlam_queued_links 0.0" in text
-        and 'airlam_service_seconds_count{service="tokenizer.csi@a"}' in text
+        "airlam_queued_links 0.0" in text and 'airlam_service_seconds_count{service="tokenizer.csi"}' in text
     )
     assert 'lam="none"' not in text  # what senders make up is no label
 
@@ -262,6 +280,34 @@ def test_the_interface_is_described(client: Client) -> None:
     assert {"/v1/sessions/{session}/slots", "/metrics", "/readyz"} <= set(described["paths"])
 
 
+def test_each_operation_is_described_once(client: Client) -> None:
+    described = json.loads(client.get("/openapi.json"))
+    operations = [operation for path in described["paths"].values() for operation in path.values()]
+    assert len({operation["operationId"] for operation in operations}) == len(operations)
+    assert all(operation["summary"] for operation in operations)
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(described)))
+    assert references <= set(described["components"]["schemas"])
+
+
+def test_the_page_shows_the_load_and_needs_nothing_from_elsewhere(server: Served) -> None:
+    check_unharmed(server)
+    with Client(server.url) as client:
+        load = json.loads(client.get("/v1/load"))
+        page = client.get("/").decode()
+        assets = [client.get("/" + name).decode() for name in re.findall(r'(?:src|href)="(live\.\w+)"', page)]
+    head = exchange(server, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").partition(b"\r\n\r\n")[
+        0
+    ]
+    assert b"default-src 'none'" in head and b"text/html" in head
+    assert len(assets) == 2 and not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", page + "".join(assets))
+    assert "<style" not in page and not re.search(r"<script(?! src)", page) and "innerHTML" not in assets[1]
+    services = {service.name for service in server.services.graph.services}
+    assert {*load["services"]} == services
+    assert (
+        load["requests"]["a"]["answered"] >= 1 and load["batches"]["links"] >= load["batches"]["count"] >= 1
+    )
+
+
 class Gated:
     """Services that answer once their gate is open; the first request, which warms up, passes."""
 
@@ -270,6 +316,9 @@ class Gated:
         self.graph = merge({"a": TaskModules.chain({"head": "1"})})
         self.gate = threading.Event()
         self.calls = 0
+
+    def warm(self) -> None:
+        self.predict([measurement()])
 
     def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
         self.calls += 1

@@ -14,10 +14,13 @@ from airlam.errors import SpecError
 from airlam.model.build import lam_for
 from airlam.model.lam import LAM
 from airlam.radio.channel import PredictionSetting
-from airlam.serving.lam_services import LamServices, Measurement
+from airlam.serving.lam_services import LamServices
+from airlam.serving.measurement import Measurement
 from airlam.serving.multi_lora import AdapterRows, LowRank, MultiLora
 from airlam.serving.shared_backbone import frozen_parts
+from airlam.serving.shared_tokens import for_setting
 from airlam.specs import ArraySpec, ModelSpec
+from airlam.tokens.path import PathTokenizer
 
 FREQUENCIES_HZ = tuple(180e3 * i for i in range(8))
 SETTING = PredictionSetting(
@@ -110,6 +113,34 @@ def test_a_shared_embedding_is_one_service() -> None:
     assert services.graph.service_of("a", "embedding") == services.graph.service_of("b", "embedding")
 
 
+def test_one_measurement_is_tokenised_once_for_lams_of_different_targets() -> None:
+    far = replace(SETTING, num_horizon=4)
+    lams = {
+        "near": tuned(SMALL, SETTING, 1),
+        "fdd": tuned(SMALL, OTHER_BAND, 2),
+        "far": tuned(SMALL, far, 3),
+    }
+    (near, other) = measurements(("near", 2), ("fdd", 1))
+    asked = [near, replace(near, lam="fdd"), other, replace(near, lam="far")]
+    check_equal(lams, asked)
+    links: dict[str, int] = {}
+    services = LamServices(
+        copy.deepcopy(lams), lambda name, num_links, duration_s: links.update({name: num_links})
+    )
+    services.predict(asked)
+    assert links["tokenizer.csi"] == 3 and links["embedding@fdd"] == 3 and links["embedding@far"] == 2
+
+
+def test_tokens_for_another_target_are_that_tokenisers_own() -> None:
+    (asked,) = measurements(("a", 2))
+    own, other = PathTokenizer(OTHER_BAND, 5), PathTokenizer(SETTING, 5)
+    expected = own.tokenise(asked.history, asked.noise_variance)
+    tokens = for_setting(other.tokenise(asked.history, asked.noise_variance), other, OTHER_BAND)
+    torch.testing.assert_close(tokens.features, expected.features, rtol=0, atol=0)
+    for name, value in expected.context.items():
+        torch.testing.assert_close(tokens.context[name], value, rtol=0, atol=0)
+
+
 def test_other_frozen_weights_are_not_shared() -> None:
     lams = {name: copy.deepcopy(alone()[name]) for name in ("a", "b")}
     frozen = next(
@@ -178,7 +209,7 @@ def test_what_each_service_did_is_told() -> None:
     )
     services.predict(measurements(("a", 2), ("b", 1)))
     assert seen["tokenizer.csi@a+b+untuned"] == 3 and seen["embedding@a"] == 2
-    assert seen["head.channel_prediction@b"] == 1
+    assert seen["head.channel_prediction@b"] == 1 and seen["block.1"] == seen["norm"] == 3
 
 
 def test_no_lam_at_all_is_refused() -> None:

@@ -10,10 +10,12 @@ import pytest
 
 from airlam.datasets.catalog import packaged_spec
 from airlam.datasets.generate import generate
-from airlam.errors import SpecError
-from airlam.specs import ModelSpec, PredictionSpec, RunSpec, SplitSizes, TrainingSpec
-from airlam.tasks.channel_prediction import quiet
-from airlam.tasks.runs import finetune
+from airlam.datasets.store import ChannelDataset
+from airlam.errors import DataError, SpecError
+from airlam.specs import ModelSpec, PredictionSpec, RunSpec, SplitSizes, TrainingSpec, spec_to_toml
+from airlam.tasks.channel_prediction import DatasetLinks, quiet
+from airlam.tasks.run_setting import SETTING_FILE, read_setting
+from airlam.tasks.runs import finetune, read_run
 from airlam.tasks.serving import served_lams
 
 RUN = RunSpec(
@@ -53,6 +55,32 @@ def test_a_served_run_answers_its_own_users_and_ends_when_told(run: Path) -> Non
         server.send_signal(signal.SIGTERM)
         server.communicate()
     assert server.returncode == 0
+
+
+def test_a_run_folder_is_served_without_its_dataset(run: Path, tmp_path: Path) -> None:
+    spec = read_run(run)
+    with ChannelDataset.open(spec.dataset) as dataset:
+        assert read_setting(run, spec) == DatasetLinks(dataset, "test", spec.prediction).setting
+    dataset_path = Path(spec.dataset)
+    away = dataset_path.rename(tmp_path / "away.h5")
+    try:
+        assert served_lams([run])["r"].tokenizer.setting == read_setting(run, spec)
+        (run / SETTING_FILE).rename(tmp_path / SETTING_FILE)
+        with pytest.raises(DataError, match=r"holds no setting\.toml.*bring the dataset back"):
+            served_lams([run])
+    finally:
+        away.rename(dataset_path)
+    setting = served_lams([run])["r"].tokenizer.setting  # as a run of an older version, from its dataset
+    (tmp_path / SETTING_FILE).rename(run / SETTING_FILE)
+    assert setting == read_setting(run, spec)
+
+
+def test_a_run_of_another_task_is_refused(run: Path, tmp_path: Path) -> None:
+    other = RunSpec(name="b", dataset="d.h5", task="beamforming")
+    (tmp_path / "run.toml").write_text(spec_to_toml(other))
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(SpecError, match="task 'beamforming'"):
+        served_lams([tmp_path])
 
 
 def test_two_runs_of_one_name_are_refused(run: Path) -> None:

@@ -2,10 +2,12 @@
 
 The server is a process of its own on this machine, with one thread for predictions as the bare pass has;
 times that are compared are taken in turns. ``added``: what a lone request over HTTP takes beyond the bare
-pass, tensors to tensors at the client. ``batching``: answers a second to more clients than a batch holds,
-over links a second of the best batch size offline. ``sustained``: requests at 80 % of that rate, each sent
-when it is due.
-``shared``: bytes of all weights and buffers, and links a second in mixed batches, against each LAM alone.
+pass, tensors to tensors at the client; ``noop``: what a request without body or prediction takes, the
+client's own part included. ``batching``: answers a second to more clients than a batch holds, over links a
+second of the best batch size offline. ``sustained``: requests at 80 % of that rate, each sent when it is due.
+``shared``: bytes of all weights and buffers, and links a second in mixed batches, against each LAM alone:
+``throughput_ratio`` where every request has a measurement of its own, ``one_measurement_ratio`` where three
+LAMs are asked of one.
 """
 
 import copy
@@ -30,7 +32,8 @@ from airlam.model.build import lam_for
 from airlam.model.lam import LAM
 from airlam.radio.channel import PredictionSetting
 from airlam.serving.client import Client
-from airlam.serving.lam_services import LamServices, Measurement
+from airlam.serving.lam_services import LamServices
+from airlam.serving.measurement import Measurement
 from airlam.serving.monitoring import Metrics
 from airlam.serving.replay import replay
 from airlam.serving.server import serve
@@ -89,9 +92,9 @@ def run(quick: bool, on_progress: Progress) -> dict[str, Any]:
         figures, rows = _shared(scale, settings, asked, on_progress)
         services = LamServices({TDD: lam_for(scale.model, setting, SEED).eval()})
         with _server_process(scale.model, settings) as (url, pid):
-            figures["added_p50_ms"], lone = _added_ms(url, services, asked, scale, on_progress)
+            added, lone = _added_ms(url, services, asked, scale, on_progress)
             saturated, batches = _batching(url, services, asked, scale, on_progress)
-            figures |= saturated
+            figures |= added | saturated
             figures |= _sustained(url, pid, asked, scale, saturated["served_per_s"], on_progress)
     finally:
         torch.set_num_threads(threads)
@@ -151,26 +154,22 @@ def _shared(
     lams = _lams(scale.model, settings)
     monoliths = {name: LamServices({name: copy.deepcopy(lam)}) for name, lam in lams.items()}
     together = LamServices(lams)
-    requests = [replace(one, lam=name) for one in asked[: scale.batch_sizes[-1]] for name in settings]
-    batches = [requests[i : i + SPEC.max_batch_links] for i in range(0, len(requests), SPEC.max_batch_links)]
-    of = {name: [request for request in requests if request.lam == name] for name in settings}
-
-    def alone() -> None:
-        for name, own in of.items():
-            for i in range(0, len(own), SPEC.max_batch_links):
-                monoliths[name].predict(own[i : i + SPEC.max_batch_links])
-
-    def shared() -> None:
-        for batch in batches:
-            together.predict(batch)
-
-    pairs = []
+    of_one = [replace(one, lam=name) for one in asked[: scale.batch_sizes[-1]] for name in settings]
+    own = [replace(request, history=request.history.clone()) for request in of_one]
+    calls = {
+        "alone": [(monoliths[name], [each for each in own if each.lam == name]) for name in settings],
+        "shared": [(together, own)],
+        "of_one": [(together, of_one)],
+    }
+    rows = []
     for repeat in range(scale.shared_repeats + 1):  # the first warms up
         on_progress("shared backbone", repeat, scale.shared_repeats + 1, "")
-        pairs.append((_seconds(alone), _seconds(shared)))
-    rows = [{"alone_s": alone_s, "shared_s": shared_s} for alone_s, shared_s in pairs[1:]]
+        taken = {f"{kind}_s": _seconds(functools.partial(_in_batches, each)) for kind, each in calls.items()}
+        if repeat:
+            rows.append(taken)
     figures = {
         "shared.throughput_ratio": statistics.median(row["alone_s"] / row["shared_s"] for row in rows),
+        "shared.one_measurement_ratio": statistics.median(row["alone_s"] / row["of_one_s"] for row in rows),
         "shared.memory_ratio": together.num_bytes / sum(one.num_bytes for one in monoliths.values()),
         "shared.services": float(len(together.graph.services)),
         "shared.modules_alone": float(together.graph.num_monolithic),
@@ -178,10 +177,17 @@ def _shared(
     return figures, rows
 
 
+def _in_batches(calls: Sequence[tuple[LamServices, Sequence[Measurement]]]) -> None:
+    """Some requests to each of some services, in batches of the server's size."""
+    for services, requests in calls:
+        for i in range(0, len(requests), SPEC.max_batch_links):
+            services.predict(requests[i : i + SPEC.max_batch_links])
+
+
 def _added_ms(
     url: str, services: LamServices, asked: Sequence[Measurement], scale: Scale, on_progress: Progress
-) -> tuple[float, list[dict[str, Any]]]:
-    """Median of a request's time less the bare pass's, on the same measurement, in turns."""
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Median of a request's time less the bare pass's, on the same measurement, and of a no-op, in turns."""
     rows = []
     with Client(url) as client:
         for number in range(scale.lone_requests):
@@ -190,8 +196,14 @@ def _added_ms(
             bare_s = _seconds(functools.partial(services.predict, [one]))
             asking = functools.partial(client.predict, one.lam, one.history, one.noise_variance)
             http_s = _seconds(asking)
-            rows.append({"bare_s": bare_s, "http_s": http_s})
-    return 1e3 * statistics.median(row["http_s"] - row["bare_s"] for row in rows), rows
+            time.sleep(bare_s)  # so that caches are as cold as after a prediction
+            noop_s = _seconds(functools.partial(client.get, "/healthz"))
+            rows.append({"bare_s": bare_s, "http_s": http_s, "noop_s": noop_s})
+    figures = {
+        "added_p50_ms": 1e3 * statistics.median(row["http_s"] - row["bare_s"] for row in rows),
+        "noop_p50_ms": 1e3 * statistics.median(row["noop_s"] for row in rows),
+    }
+    return figures, rows
 
 
 def _batching(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from airlam.serving.lam_services import Measurement
+from airlam.serving.measurement import Measurement
 
 Predict = Callable[[Sequence[Measurement]], list[torch.Tensor]]
 _log = logging.getLogger(__name__)
@@ -85,18 +85,35 @@ class Batcher:
 
     async def submit(self, measurement: Measurement, deadline_s: float) -> torch.Tensor:
         """The prediction, within ``deadline_s`` seconds of now; NotServed where there is none."""
+        (answer,) = self._enqueue([measurement], deadline_s)
+        return await answer
+
+    async def submit_all(self, measurements: Sequence[Measurement], deadline_s: float) -> list[torch.Tensor]:
+        """All predictions or none; side by side in the queue, so in one batch where they fit it."""
+        return await asyncio.gather(*self._enqueue(measurements, deadline_s))
+
+    def _enqueue(
+        self, measurements: Sequence[Measurement], deadline_s: float
+    ) -> list["asyncio.Future[torch.Tensor]"]:
+        num_links = sum(map(len, measurements))
         if self.draining:
             raise Draining("the server is about to end; ask another one")
-        if self.queued_links + len(measurement) > self._max_queued:
+        if self.queued_links + num_links > self._max_queued:
             raise QueueFull(self.queued_links * self._s_per_link)
         loop = asyncio.get_running_loop()
-        self._count += 1
-        waiting = _Waiting(loop.time() + deadline_s, self._count, measurement, loop.create_future())
-        heapq.heappush(self._heap, waiting)
-        self.queued_links += len(measurement)
+        limit_s, answers = loop.time() + deadline_s, []
+        for measurement in measurements:
+            self._count += 1
+            answers.append(loop.create_future())
+            heapq.heappush(self._heap, _Waiting(limit_s, self._count, measurement, answers[-1]))
+        self.queued_links += num_links
         if not self._busy:
             self._run_next(loop)
-        return await waiting.answer
+        return answers
+
+    async def between_batches(self, work: Callable[[], None]) -> None:
+        """Has the worker do something else once, before or after a batch."""
+        await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     async def drain(self) -> None:
         """Refuses what comes, answers what is there, and ends the worker."""

@@ -6,6 +6,7 @@ they are computed with. ``BodyError`` says what is wrong, with the status that H
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,12 +17,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from airlam.radio.channel import PredictionSetting
-from airlam.serving.lam_services import Measurement
-from airlam.serving.sessions import slot_shape
+from airlam.serving.measurement import Measurement, slot_shape
 
 BINARY, JSON = "application/x-safetensors", "application/json"
 _HEADER_BYTES = 2**14  # of a safetensors body, and what JSON has besides numbers
 _JSON_BYTES_PER_NUMBER = 32  # with sign, exponent, comma and some space
+_FUTURE_OF = "future."  # before a LAM's name
 _LEAST_POWER, _MOST_POWER = 1e-30, 1e30  # of single precision's 1e-38 to 1e38
 Array = npt.NDArray[Any]
 
@@ -122,6 +123,20 @@ def write_future(future: torch.Tensor, media_type: str) -> bytes:
         return _saved(future=future)
     nested = {"real": future.real.tolist(), "imag": future.imag.tolist()}
     return json.dumps({"future": nested}, allow_nan=False).encode()
+
+
+def write_futures(futures: Mapping[str, torch.Tensor], media_type: str) -> bytes:
+    """An answer of several LAMs, by their names; shapes as in ``write_future``."""
+    if media_type == BINARY:
+        return _saved(**{_FUTURE_OF + lam: future for lam, future in futures.items()})
+    nested = {lam: {"real": f.real.tolist(), "imag": f.imag.tolist()} for lam, f in futures.items()}
+    return json.dumps({"futures": nested}, allow_nan=False).encode()
+
+
+def read_futures(body: bytes, lams: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The futures in a safetensors answer of several LAMs."""
+    arrays = _arrays(body, tuple(_FUTURE_OF + lam for lam in lams))
+    return {lam: torch.from_numpy(arrays[_FUTURE_OF + lam]) for lam in lams}
 
 
 def read_future(body: bytes) -> torch.Tensor:

@@ -1,20 +1,22 @@
 """A client of the server in plain Python: one connection, tensors in and out."""
 
-import http.client
 import json
 import time
-from contextlib import suppress
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import torch
 
 from airlam.errors import AirlamError, SpecError
-from airlam.serving.bodies import BINARY, read_future, write_measurement, write_slot
-from airlam.serving.lam_services import Measurement
+from airlam.serving.bodies import BINARY, read_future, read_futures, write_measurement, write_slot
+from airlam.serving.connection import Connection
+from airlam.serving.measurement import Measurement
 
 _IDLE_S = 30.0  # well within what the server keeps an idle connection for
+_TENSORS = f"Content-Type: {BINARY}\r\nAccept: {BINARY}\r\n"
+_HTTP_PORT = 80
 
 
 class RequestRefused(AirlamError):
@@ -36,7 +38,7 @@ class Client:
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
             raise SpecError(f"url is {url!r}; expected http://HOST:PORT")
-        self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
+        self._connection = Connection(parts.hostname, parts.port or _HTTP_PORT, timeout_s)
         self._used_s = time.monotonic()
 
     def lams(self) -> dict[str, Any]:
@@ -55,12 +57,25 @@ class Client:
         measurement = Measurement(lam=lam, history=history, noise_variance=noise_variance)
         body = write_measurement(measurement)
         return read_future(
-            self._ask("POST", f"/v1/lams/{lam}/predict{_query(deadline_ms=deadline_ms)}", body)
+            self._ask("POST", f"/v1/lams/{_name(lam)}/predict{_query(deadline_ms=deadline_ms)}", body)
         )
+
+    def predict_all(
+        self,
+        lams: Sequence[str],
+        history: torch.Tensor,
+        noise_variance: torch.Tensor,
+        deadline_ms: float | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """What several LAMs of one kind of history predict from one measurement, by their names."""
+        measurement = Measurement(lam=lams[0], history=history, noise_variance=noise_variance)
+        query = _query(lam=list(lams), deadline_ms=deadline_ms)
+        body = self._ask("POST", f"/v1/predict{query}", write_measurement(measurement))
+        return read_futures(body, lams)
 
     def open_session(self, lam: str) -> str:
         """A session's name, for ``add_slot``."""
-        name: str = json.loads(self._ask("POST", f"/v1/lams/{lam}/sessions"))["session"]
+        name: str = json.loads(self._ask("POST", f"/v1/lams/{_name(lam)}/sessions"))["session"]
         return name
 
     def add_slot(
@@ -76,12 +91,14 @@ class Client:
         Returns the future of this one link [1, num_horizon, ...], or None while slots are missing.
         """
         query = _query(slot=slot, deadline_ms=deadline_ms)
-        body = self._ask("POST", f"/v1/sessions/{session}/slots{query}", write_slot(channel, noise_variance))
+        body = self._ask(
+            "POST", f"/v1/sessions/{_name(session)}/slots{query}", write_slot(channel, noise_variance)
+        )
         return None if body.startswith(b"{") else read_future(body)
 
     def close_session(self, session: str) -> None:
         """Has the server forget a session."""
-        self._ask("DELETE", f"/v1/sessions/{session}")
+        self._ask("DELETE", f"/v1/sessions/{_name(session)}")
 
     def close(self) -> None:
         """Ends the connection."""
@@ -96,31 +113,28 @@ class Client:
         self.close()
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        headers = {} if body is None else {"Content-Type": BINARY, "Accept": BINARY}
         if time.monotonic() - self._used_s > _IDLE_S:
             self.close()  # the server may have closed its end; the next request connects anew
         try:
-            with suppress(
-                BrokenPipeError, ConnectionResetError
-            ):  # refused within the body; the answer says why
-                self._connection.request(method, path, body, headers)
-            response = self._connection.getresponse()
-            answer = response.read()
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
-            raise ServerLost(
-                f"no answer from {self._connection.host}:{self._connection.port}: {error}"
-            ) from error
+            answer = self._connection.ask(method, path, "" if body is None else _TENSORS, body or b"")
+        except OSError as error:
+            where = f"{self._connection.host}:{self._connection.port}"
+            raise ServerLost(f"no answer from {where}: {error}") from error
         self._used_s = time.monotonic()
-        if response.status >= 400:
-            waits = response.headers.get("retry-after")
-            raise RequestRefused(response.status, _reason(answer), None if waits is None else float(waits))
-        return answer
+        if answer.status >= 400:
+            waits = answer.headers.get("retry-after")
+            raise RequestRefused(answer.status, _reason(answer.body), None if waits is None else float(waits))
+        return answer.body
 
 
-def _query(**values: float | None) -> str:
+def _name(part: str) -> str:
+    """As one part of a path, whatever is in it."""
+    return quote(part, safe="")
+
+
+def _query(**values: float | list[str] | None) -> str:
     given = {name: value for name, value in values.items() if value is not None}
-    return f"?{urlencode(given)}" if given else ""
+    return f"?{urlencode(given, doseq=True)}" if given else ""
 
 
 def _reason(body: bytes) -> str:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -13,29 +13,15 @@ from airlam.model.base import PredictionHead
 from airlam.model.lam import CHANNEL_PREDICTION, LAM
 from airlam.model.storage import fingerprint
 from airlam.radio.channel import PredictionSetting
+from airlam.serving.measurement import Measurement, slot_shape
 from airlam.serving.service_graph import ServiceGraph, TaskModules, merge
 from airlam.serving.shared_backbone import SharedBackbone, frozen_parts
+from airlam.serving.shared_tokens import distinct, for_setting, tokens_identity
 from airlam.specs import require
 from airlam.tokens.base import CsiTokenizer, TokenBatch
 
 Observe = Callable[[str, int, float], None]
 """(service, links, seconds): told after each pass of a service."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """What one request asks: the future of some links, by one LAM.
-
-    history: complex64 [links, num_history, num_user_ant, num_bs_ant, num_history_subcarriers], noisy.
-    noise_variance: float32 [links].
-    """
-
-    lam: str
-    history: torch.Tensor
-    noise_variance: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.history)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +62,14 @@ class LamServices:
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
         return sum(storages.values())
 
+    def warm(self) -> None:
+        """Has each LAM predict something: first passes take longer than all later ones."""
+        random = torch.Generator().manual_seed(0)
+        for name, setting in self.settings.items():
+            shape = slot_shape(setting, 1, setting.num_history)
+            history = torch.randn(shape, dtype=torch.complex64, generator=random)
+            self.predict([Measurement(lam=name, history=history, noise_variance=torch.ones(1))])
+
     def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
         """The future that each request asks for: complex64 [links, num_horizon, num_user_ant, num_bs_ant,
         num_target_subcarriers].
@@ -103,13 +97,16 @@ class LamServices:
         found: dict[str, TokenBatch] = {}
         for service, names in sharing.items():
             requests = [request for name in names for request in asked[name]]
-            history = torch.cat(
-                [request.history for request in requests]
-            )  # [links, slots, user, bs, subcarriers]
-            variance = torch.cat([request.noise_variance for request in requests])  # [links]
+            chosen, rows = distinct([(request.history, request.noise_variance) for request in requests])
+            history = torch.cat([requests[i].history for i in chosen])  # [links, slots, user, bs, freq]
+            variance = torch.cat([requests[i].noise_variance for i in chosen])  # [links]
+            tokenizer = self._own[names[0]].tokenizer
             with self._timed(service, len(history)):
-                tokens = self._own[names[0]].tokenizer.tokenise(history, variance)
-            found |= zip(names, _split(tokens, [sum(map(len, asked[name])) for name in names]), strict=True)
+                tokens = tokenizer.tokenise(history, variance)
+            taken = iter(rows)
+            for name in names:
+                own = tokens.select(torch.cat([next(taken) for _ in asked[name]]))
+                found[name] = for_setting(own, tokenizer, self.settings[name])
         return found
 
     def _run(
@@ -124,8 +121,12 @@ class LamServices:
             self._embedded(name, tokens[name]) for name in present
         )  # [rows, num_tokens, width]
         mask = _padded(tokens[name].mask for name in present)  # [rows, num_tokens]
-        with self._timed("backbone@" + "+".join(names), len(embedded)):
-            hidden = group.run(embedded, mask, counts)
+        deepest = names[0]
+
+        def timed(part: str, num_links: int) -> AbstractContextManager[None]:
+            return self._timed(self.graph.service_of(deepest, part), num_links)
+
+        hidden = group.run(embedded, mask, counts, timed)
         rows = torch.split(hidden, [len(tokens[name]) for name in present])
         for name, own in zip(present, rows, strict=True):
             head, batch = self._own[name].head, tokens[name]
@@ -182,7 +183,7 @@ def _identities(lam: LAM, backbone: str) -> dict[str, str]:
     identity: dict[str, str] = {}
     for module in lam.module_names:
         if module.startswith("tokenizer."):
-            identity[module] = f"{lam.spec.tokenizer} {lam.spec.num_paths} {lam.tokenizer.setting}"
+            identity[module] = tokens_identity(lam)
         elif module == "embedding":
             identity[module] = fingerprint(lam.embedding.state_dict())
         elif module.startswith("head."):
@@ -209,15 +210,6 @@ def _own_modules(lams: Mapping[str, LAM], graph: ServiceGraph) -> dict[str, _Own
         )
         for name, lam in lams.items()
     }
-
-
-def _split(tokens: TokenBatch, sizes: Sequence[int]) -> Iterator[TokenBatch]:
-    """A batch of tokens in consecutive parts."""
-    parts = {name: torch.split(value, list(sizes)) for name, value in tokens.context.items()}
-    features, masks = torch.split(tokens.features, list(sizes)), torch.split(tokens.mask, list(sizes))
-    for index in range(len(sizes)):
-        context = {name: value[index] for name, value in parts.items()}
-        yield TokenBatch(features=features[index], mask=masks[index], context=context)
 
 
 def _padded(parts: Iterable[torch.Tensor]) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from airlam.radio.channel import PredictionSetting
 from airlam.serving.batching import NotServed
-from airlam.serving.lam_services import Measurement
+from airlam.serving.measurement import Measurement, slot_shape
 
 
 class SessionsFull(NotServed):
@@ -101,9 +101,3 @@ class Sessions:
         oldest_s = self._clock() - self._idle_s
         while self._held and next(iter(self._held.values()))[0] < oldest_s:
             self._held.popitem(last=False)
-
-
-def slot_shape(setting: PredictionSetting, *leading: int) -> tuple[int, ...]:
-    """Sizes of one slot's channel [num_user_ant, num_bs_ant, num_history_subcarriers], behind ``leading``."""
-    num_bs = setting.base_station.num_ports
-    return (*leading, setting.num_user_antennas, num_bs, len(setting.history_frequencies_hz))

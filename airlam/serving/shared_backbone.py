@@ -4,7 +4,8 @@ Adapters are found by what they add to a model (peft's low-rank factors and the 
 them), so that nothing here depends on how they were put in.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from airlam.serving.multi_lora import AdapterRows, LowRank, MultiLora, PerAdapte
 ADAPTER = "default"  # as whatever tuned the LAM called it
 _WRAPPED = (".base_layer.", ".original_module.")  # where a plain weight is once an adapter is put in
 ENTRANCE = "entrance"
+Timed = Callable[[str, int], AbstractContextManager[None]]
 
 
 def frozen_parts(backbone: Backbone) -> dict[str, str]:
@@ -61,11 +63,14 @@ class SharedBackbone:
         return [num_rows] + [0] * (len(self._depths) - 1)
 
     @torch.no_grad()
-    def run(self, embedded: torch.Tensor, mask: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    def run(
+        self, embedded: torch.Tensor, mask: torch.Tensor, counts: Sequence[int], timed: Timed
+    ) -> torch.Tensor:
         """All parts in order; a row leaves after the last block of its LAM.
 
         embedded: float32 [batch, num_tokens, width]; mask: bool [batch, num_tokens]. counts: rows of each
-        LAM, in the order in which backbones were given. Returns float32 [batch, num_tokens, width].
+        LAM, in the order in which backbones were given. timed: within what it makes of a part's name and
+        rows the part runs. Returns float32 [batch, num_tokens, width].
         """
         backbone, done = self.backbone, []
         with self._rows.split(counts):
@@ -73,14 +78,14 @@ class SharedBackbone:
         for index in range(max(depth for depth, n in zip(self._depths, counts, strict=True) if n)):
             kept = [n if depth > index else 0 for depth, n in zip(self._depths, counts, strict=True)]
             num_kept = sum(kept)
-            with self._rows.split(kept):
+            with timed(f"block.{index}", num_kept), self._rows.split(kept):
                 if num_kept < len(hidden):  # the shallower LAMs stand last
                     done.append(hidden[num_kept:])
                     hidden, mask = hidden[:num_kept], mask[:num_kept]
                     calls = backbone.calls(hidden, mask)
                 hidden = backbone.block(index, hidden, calls[index])
         hidden = torch.cat([hidden, *reversed(done)])
-        with self._rows.split(counts):
+        with timed("norm", len(hidden)), self._rows.split(counts):
             return backbone.norm(hidden)
 
 

@@ -1,0 +1,141 @@
+"""Served as evaluated: a link whose guard says so is predicted by the LAM untuned, or by Path-EB.
+
+A guard was chosen on training links when the run was evaluated (``airlam.radio.prediction.guard``). Links of
+one request may go different ways; the LAM untuned is one more LAM on the same backbone.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from airlam.radio.prediction.base import Predictor
+from airlam.radio.prediction.guard import Guarded
+from airlam.radio.prediction.path_eb import PathEb
+from airlam.serving.lam_services import LamServices, Observe
+from airlam.serving.measurement import Measurement
+from airlam.serving.service_graph import Service, ServiceGraph
+
+TUNED, UNTUNED, CLASSICAL = 0, 1, 2
+PATH_EB = "path_eb"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A predictor that predicts its own number: what a guard makes of these tells where it sends a link."""
+
+    number: int
+    name: str = ""
+
+    def predict(self, history: torch.Tensor, noise_variance: torch.Tensor) -> torch.Tensor:
+        """int64 [batch]."""
+        return torch.full((len(history),), self.number)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkGuard:
+    """Which of a LAM (0), itself untuned (1) and Path-EB (2) predicts a link; fields as of ``Guarded``."""
+
+    levels_db: tuple[float, ...]
+    edges: torch.Tensor
+    chosen: tuple[tuple[int, ...], ...]
+
+    def uses(self, place: int) -> bool:
+        """Whether any link would go there."""
+        return any(place in row for row in self.chosen)
+
+    def places(self, request: Measurement) -> torch.Tensor:
+        """Where each link of a request goes, int64 [links]."""
+        numbers: tuple[Predictor, ...] = tuple(_Place(number) for number in (TUNED, UNTUNED, CLASSICAL))
+        guarded = Guarded(
+            name="", predictors=numbers, levels_db=self.levels_db, edges=self.edges, chosen=self.chosen
+        )
+        return guarded.predict(request.history, request.noise_variance)
+
+
+def untuned_name(lam: str) -> str:
+    """What a LAM is called as it was before tuning."""
+    return f"{lam}~untuned"
+
+
+class GuardedServices:
+    """Services of LAMs with guards; implements ``Services``.
+
+    services: of all LAMs, and of ``untuned_name(lam)`` where the LAM's guard uses it.
+    """
+
+    def __init__(
+        self,
+        services: LamServices,
+        guards: Mapping[str, LinkGuard],
+        observe: Observe = lambda service, links, duration_s: None,
+    ) -> None:
+        self._services, self._guards, self._observe = services, guards, observe
+        hidden = {untuned_name(lam) for lam in guards}
+        self.settings = {lam: s for lam, s in services.settings.items() if lam not in hidden}
+        self._classical = {
+            lam: PathEb(self.settings[lam]) for lam, guard in guards.items() if guard.uses(CLASSICAL)
+        }
+        self.graph = _with_path_eb(services.graph, tuple(self._classical))
+
+    @property
+    def num_bytes(self) -> int:
+        """See ``LamServices.num_bytes``."""
+        return self._services.num_bytes
+
+    def warm(self) -> None:
+        """See ``Services.warm``."""
+        self._services.warm()
+
+    def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
+        """See ``Services.predict``."""
+        places = [self._places(request) for request in requests]
+        by_lam: list[Measurement] = []
+        for request, place in zip(requests, places, strict=True):
+            by_lam += [_part(request, place == TUNED), _part(request, place == UNTUNED, untuned=True)]
+        answers = iter(self._services.predict([part for part in by_lam if len(part)]))
+        futures = []
+        for request, place in zip(requests, places, strict=True):
+            parts = {way: next(answers) for way in (TUNED, UNTUNED) if (place == way).any()}
+            if (place == CLASSICAL).any():
+                parts[CLASSICAL] = self._classically(_part(request, place == CLASSICAL))
+            futures.append(_joined(parts, place))
+        return futures
+
+    def _places(self, request: Measurement) -> torch.Tensor:
+        guard = self._guards.get(request.lam)
+        return torch.zeros(len(request), dtype=torch.int64) if guard is None else guard.places(request)
+
+    def _classically(self, part: Measurement) -> torch.Tensor:
+        started_s = time.perf_counter()
+        future = self._classical[part.lam].predict(part.history, part.noise_variance)
+        self._observe(f"{PATH_EB}@{part.lam}", len(part), time.perf_counter() - started_s)
+        return future
+
+
+def _part(request: Measurement, rows: torch.Tensor, *, untuned: bool = False) -> Measurement:
+    """Some links of a request; the request itself where these are all, so that its tensors stay the same."""
+    if rows.all() and not untuned:
+        return request
+    lam = untuned_name(request.lam) if untuned else request.lam
+    if rows.all():
+        return replace(request, lam=lam)
+    return Measurement(lam=lam, history=request.history[rows], noise_variance=request.noise_variance[rows])
+
+
+def _joined(parts: Mapping[int, torch.Tensor], place: torch.Tensor) -> torch.Tensor:
+    """Each link's future from the part that predicted it."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    first = next(iter(parts.values()))
+    future = first.new_empty(len(place), *first.shape[1:])
+    for way, part in parts.items():
+        future[place == way] = part
+    return future
+
+
+def _with_path_eb(graph: ServiceGraph, lams: Sequence[str]) -> ServiceGraph:
+    """The graph with a service of its own for each LAM that falls back to Path-EB."""
+    added = tuple(Service(name=f"{PATH_EB}@{lam}", module=PATH_EB, tasks=(lam,)) for lam in lams)
+    return replace(graph, services=(*graph.services, *added))

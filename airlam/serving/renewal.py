@@ -1,0 +1,56 @@
+"""LAMs exchanged while the server answers: what is under way ends with the old ones, nothing is refused.
+
+New services are loaded beside the old and warmed between two batches; the next batch is theirs. A batch runs
+on one set of services, so an answer is of the old LAM or of the new one. Both are in memory for a while.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from airlam.errors import AirlamError, SpecError
+from airlam.serving.predictions import Predictions
+from airlam.serving.services import Services
+
+_log = logging.getLogger(__name__)
+Load = Callable[[], Services]
+
+
+class Renewal:
+    """Brings in new services when it is told to, one after the other."""
+
+    def __init__(self, serving: Predictions, load: Load) -> None:
+        """load: reads the LAMs anew; runs in a thread of its own."""
+        self._serving, self._load = serving, load
+        self._turn = asyncio.Lock()
+
+    async def run(self) -> bool:
+        """Whether the LAMs were exchanged; the log says why they were not, and the old ones go on."""
+        async with self._turn:
+            try:
+                services = await asyncio.to_thread(self._load)
+                _check(self._serving.services, services)
+                await self._serving.batcher.between_batches(services.warm)
+            except (
+                AirlamError,
+                OSError,
+                RuntimeError,
+            ) as error:  # no file; torch's of tensors that do not fit
+                _log.error("the LAMs stay as they are: %s", error)
+                self._serving.metrics.renewed(succeeded=False)
+                return False
+            self._serving.services = services
+        self._serving.metrics.renewed(succeeded=True)
+        _log.info("the LAMs have been exchanged")
+        return True
+
+
+def _check(old: Services, new: Services) -> None:
+    """SpecError where clients of the old services would not find what they know."""
+    for name, setting in old.settings.items():
+        if name not in new.settings:
+            raise SpecError(f"LAM {name!r} is gone; restart the server to serve others")
+        if new.settings[name] != setting:
+            raise SpecError(
+                f"LAM {name!r} is for another setting than before; restart the server to change it"
+            )
