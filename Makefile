@@ -24,7 +24,7 @@ $(VENV)/.core: $(VENV)/.torch pyproject.toml constraints.txt weights.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(PIP) --editable '.[dev,litert,notebooks,pretrained,ray,serve]'
+	$(PIP) --editable '.[dev,litert,notebooks,onnx,pretrained,ray,serve]'
 	# of what it needs only attrs is newer here than it declares, and all it does is tested
 	$(PIP) --no-deps dp-accounting==0.6.0
 	touch $@

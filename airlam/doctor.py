@@ -15,6 +15,7 @@ OPTIONAL = {
     "ray": ("ray", "many machines"),
     "tensorflow": ("litert", "TFRecord and device export"),
     "ai_edge_litert": ("litert", "running exported device modules"),
+    "onnxruntime": ("onnx", "running exported device modules"),
     "gguf": ("pretrained", "reading the smollm2 backbone"),
     "nbclient": ("notebooks", "running the notebooks"),
 }

@@ -208,7 +208,19 @@ def tune_beams(
     )
     num_passes = len(training.sequence.unique())  # type: ignore[no-untyped-call]
     held_out = split_by_pass(training.sequence, min(NUM_VALIDATION_PARTS, num_passes), spec.seed)[0]
-    samples = BeamSamples.of(training, stack, tokenizer)
+    fit_or_keep(lam, BeamSamples.of(training, stack, tokenizer), held_out, spec, folder, on_progress)
+    return LamBeams(stack=stack, tokenizer=tokenizer, lam=lam)
+
+
+def fit_or_keep(
+    lam: BeamLAM,
+    samples: BeamSamples,
+    held_out: torch.Tensor,
+    spec: TrainingSpec,
+    folder: Path,
+    on_progress: Callable[[str, int, int, str], None],
+) -> None:
+    """Tunes in place on all samples but those held out (bool [n]), unless it does worse on these then."""
     validation = samples.select(held_out)
     before = {name: value.clone() for name, value in trainable_tensors(lam).items()}
     loss_before = mean_loss(lam, validation)
@@ -225,7 +237,6 @@ def tune_beams(
         raise KeyboardInterrupt
     if mean_loss(lam, validation) >= loss_before:
         assign_tensors(trainable_tensors(lam), before, "the weights before tuning")
-    return LamBeams(stack=stack, tokenizer=tokenizer, lam=lam)
 
 
 def mean_loss(lam: BeamLAM, samples: BeamSamples) -> float:

@@ -121,11 +121,8 @@ class BeamPredictor(Protocol):
 
 def cut_windows(recording: BeamRecording, *, num_past: int, num_ahead: int) -> BeamWindows:
     """Every window of ``num_past`` sweeps and ``num_ahead`` more that lies within one pass."""
-    if num_past < 2 or num_ahead < 1:
-        raise SpecError(f"num_past and num_ahead are {num_past} and {num_ahead}; expected >= 2 and >= 1")
+    start = window_starts(recording, num_past=num_past, num_ahead=num_ahead)  # [n]
     length = num_past + num_ahead
-    start = torch.arange(max(len(recording.power) - length + 1, 0))
-    start = start[recording.sequence[start] == recording.sequence[start + length - 1]]  # [n]
     past, ahead = (
         start[:, None] + torch.arange(*span) for span in ((0, num_past), (num_past, length))
     )  # [n, num_past], [n, num_ahead]
@@ -134,6 +131,15 @@ def cut_windows(recording: BeamRecording, *, num_past: int, num_ahead: int) -> B
         future_power=recording.power[ahead],
         sequence=recording.sequence[start],
     )
+
+
+def window_starts(recording: BeamRecording, *, num_past: int, num_ahead: int) -> torch.Tensor:
+    """The first sweep of each window of ``cut_windows``: int64 [n]."""
+    if num_past < 2 or num_ahead < 1:
+        raise SpecError(f"num_past and num_ahead are {num_past} and {num_ahead}; expected >= 2 and >= 1")
+    length = num_past + num_ahead
+    start = torch.arange(max(len(recording.power) - length + 1, 0))
+    return start[recording.sequence[start] == recording.sequence[start + length - 1]]
 
 
 def split_by_pass(sequence: torch.Tensor, num_parts: int, seed: int) -> list[torch.Tensor]:
