@@ -14,6 +14,7 @@ BENCHES: dict[str, tuple[str, frozenset[str]]] = {  # by name, the module and wh
     "beamforming": ("beamforming", frozenset({"data", "on_progress"})),
     "dataset-io": ("dataset_io", frozenset()),
     "federated": ("federated", frozenset({"on_progress"})),
+    "placement": ("placement", frozenset({"on_progress"})),
     "prediction": ("prediction", frozenset({"train", "data", "only", "peers", "on_progress"})),
     "serve": ("serve", frozenset({"on_progress"})),
     "schedule": ("schedule", frozenset({"on_progress"})),

@@ -15,17 +15,14 @@ limits in units of themselves, since HiGHS's tolerances are absolute.
          sum of what a limit counts <= (1 + z[l]) limit
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 from airlam.split.graph import Edge, Precision
+from airlam.split.linear_program import LinearProgram, Term
 from airlam.split.planner_problem import Assignment, Limit, Message, Option, Problem
 
-_Term = tuple[int, float]  # a variable and its coefficient
 _MAX_COST = 1e6  # of a unit of excess; HiGHS loses what lies further apart
 
 
@@ -44,42 +41,11 @@ class Solution:
     leaning: dict[str, str]
 
 
-@dataclass(slots=True)
-class _Program:
-    """Columns and rows as they are added."""
-
-    cost: list[float] = field(default_factory=list)
-    upper: list[float] = field(default_factory=list)
-    integer: list[int] = field(default_factory=list)
-    rows: list[list[_Term]] = field(default_factory=list)
-    row_lower: list[float] = field(default_factory=list)
-    row_upper: list[float] = field(default_factory=list)
-
-    def variable(self, *, cost: float = 0.0, upper: float = np.inf, integer: bool = False) -> int:
-        self.cost.append(cost)
-        self.upper.append(upper)
-        self.integer.append(int(integer))
-        return len(self.cost) - 1
-
-    def require(self, terms: Iterable[_Term], *, lower: float = -np.inf, upper: float = np.inf) -> None:
-        self.rows.append([term for term in terms if term[1] != 0.0])
-        self.row_lower.append(lower)
-        self.row_upper.append(upper)
-
-    def matrix(self) -> csr_array:
-        counts = np.cumsum([0, *(len(row) for row in self.rows)])
-        columns = np.array([column for row in self.rows for column, _ in row], dtype=np.int64)
-        values = np.array([value for row in self.rows for _, value in row], dtype=np.float64)
-        matrix = csr_array((values, columns, counts), shape=(len(self.rows), len(self.cost)))
-        matrix.sum_duplicates()
-        return matrix
-
-
 class Formulation:
     """The program of a problem; ``elastic``: of the least sum of relative excesses over the limits."""
 
     def __init__(self, problem: Problem, *, elastic: bool = False) -> None:
-        self.problem, self.elastic, self.program = problem, elastic, _Program()
+        self.problem, self.elastic, self.program = problem, elastic, LinearProgram()
         self.unit_s = _typical_latency_s(problem)
         self.x: dict[str, list[tuple[int, Option]]] = {}
         self.y: dict[tuple[str, str], list[tuple[int, str, str, Precision, Message]]] = {}
@@ -168,7 +134,7 @@ class Formulation:
         for (limit, node), budget in self.problem.limits.items():
             sums = self._counted(limit, node)
             unit = max([budget, *(amount for terms in sums for _, amount in terms)])
-            over: list[_Term] = []
+            over: list[Term] = []
             if self.elastic:
                 column = self.program.variable(cost=min(unit / budget, _MAX_COST))
                 self.z[limit, node] = column, unit / budget
@@ -177,7 +143,7 @@ class Formulation:
                 scaled = [(column, amount / unit) for column, amount in terms]
                 self.program.require([*scaled, *over], upper=budget / unit)
 
-    def _counted(self, limit: Limit, node: str) -> list[list[_Term]]:
+    def _counted(self, limit: Limit, node: str) -> list[list[Term]]:
         """What a limit counts, as one sum or as several of which the largest counts."""
         if limit == "latency":
             return [[(self.latency, self.unit_s)]]
@@ -190,7 +156,7 @@ class Formulation:
             raised = [[*kept, (column, largest)] for column, largest in working.items()]
             return raised or [kept]
         placed = [row for placed in self.x.values() for row in placed if node in ("", row[1].node)]
-        spent: list[_Term] = [(c, option.energy_j) for c, option in placed]
+        spent: list[Term] = [(c, option.energy_j) for c, option in placed]
         for carried in self.y.values():
             for column, _, _, _, message in carried:
                 joules = message.energy_j
@@ -199,16 +165,7 @@ class Formulation:
 
     def solve(self, *, relaxed: bool = False, time_limit_s: float = 60.0) -> Solution:
         """Optimum, or the best found in time; ``relaxed`` drops integrality and gives a bound only."""
-        program = self.program
-        result = milp(
-            program.cost,
-            integrality=None if relaxed else program.integer,
-            bounds=Bounds(0.0, program.upper),
-            constraints=LinearConstraint(program.matrix(), program.row_lower, program.row_upper),
-            # without presolve: with it HiGHS may print to standard output, and has called infeasible
-            # points optimal (scipy issue 24141); these programs take as long either way
-            options={"time_limit": time_limit_s, "mip_rel_gap": 1e-9, "presolve": False},
-        )
+        result = self.program.solve(relaxed=relaxed, time_limit_s=time_limit_s)
         status = {0: "optimal", 1: "stopped", 2: "infeasible"}.get(result.status, "stopped")
         found = result.x is not None
         bound = result.fun if status == "optimal" else getattr(result, "mip_dual_bound", None)

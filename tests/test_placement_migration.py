@@ -1,0 +1,106 @@
+"""Migration keeps its long-run budget, moves where it pays, and pays less for it the larger its V."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from airlam.errors import SpecError
+from airlam.split.placement.drawing import Drawing
+from airlam.split.placement.migration import Migration, Slot, migrate
+from airlam.split.placement.services import ServiceProblem
+from airlam.split.placement.solve import place
+from airlam.split.placement.tables import Tables
+
+NUM_SLOTS = 9
+DRAWING = Drawing(
+    num_servers=(4, 4),
+    num_tasks=(2, 2),
+    num_classes=(3, 3),
+    branches=False,
+    load=(1.0, 1.0),
+    room=(1.0, 1.0),
+)
+
+
+def moments(seed: int = 13) -> list[ServiceProblem]:
+    """The same network under loads that change sides every third slot."""
+    problem = dataclasses.replace(DRAWING.draw(np.random.default_rng(seed)), min_replicas=1)
+    rng = np.random.default_rng(seed)
+    found, factors = [], np.ones(3)
+    for slot in range(NUM_SLOTS):
+        if slot % 3 == 0:
+            factors = rng.permutation([1.4, 0.4, 0.1])
+        classes = tuple(
+            dataclasses.replace(one, arrival_per_s=factor * one.arrival_per_s)
+            for one, factor in zip(problem.classes, factors, strict=True)
+        )
+        found.append(dataclasses.replace(problem, classes=classes))
+    return found
+
+
+def followed(weight_per_s: float, budget_bytes: float) -> list[Slot]:
+    """All slots, each from the one before."""
+    migration = Migration(budget_bytes=budget_bytes, weight_per_s=weight_per_s)
+    problems, slots, rng = moments(), list[Slot](), np.random.default_rng(0)
+    placement = place(problems[0], method="search", with_bound=False).placement
+    for problem in problems:
+        slots.append(migrate(Tables(problem), placement, migration, rng, time_limit_s=20))
+        placement, migration = slots[-1].placement, slots[-1].migration
+    return slots
+
+
+def test_the_long_run_budget_holds_and_a_larger_weight_is_faster() -> None:
+    tables = Tables(moments()[0])
+    budget = float(tables.weight_bytes.min()) / 4  # the smallest instance every fourth slot
+    means_s, backlogs = [], []
+    for weight in (1.0, 1e8):
+        slots = followed(weight, budget)
+        moved = np.array([slot.moved_bytes for slot in slots])
+        backlogs.append(slots[-1].migration.backlog)
+        assert moved.mean() <= budget * (1 + backlogs[-1] / NUM_SLOTS) * (1 + 1e-9)
+        largest_s = max(slot.value_s for slot in slots)
+        bound = weight * largest_s * budget / tables.weight_bytes.min() + moved.max() / budget
+        assert max(slot.migration.backlog for slot in slots) <= bound
+        means_s.append(np.mean([slot.value_s for slot in slots]))
+    assert means_s[1] < means_s[0] and backlogs[0] < backlogs[1]
+    free_s = np.mean([slot.value_s for slot in followed(1.0, 1e18)])
+    assert means_s[1] == pytest.approx(free_s, rel=0.01)  # with all weight on latency, moves are as free
+
+
+def test_nothing_moves_where_nothing_changes() -> None:
+    problem = moments()[0]
+    placement = place(problem, method="search", with_bound=False).placement
+    migration = Migration(budget_bytes=1.0, weight_per_s=1.0, backlog=1e9)
+    slot = migrate(Tables(problem), placement, migration, np.random.default_rng(0))
+    assert slot.moved_bytes == 0 and slot.placement.hosts == placement.hosts
+    assert slot.migration.backlog == 1e9 - 1
+
+
+def with_nodes(problem: ServiceProblem, slowed: str = "") -> ServiceProblem:
+    """Memory enough everywhere, and one node at a quarter of its speed."""
+    nodes = tuple(
+        dataclasses.replace(
+            node,
+            memory_bytes=4 * node.memory_bytes,
+            compute_flops_per_s=node.compute_flops_per_s / (4 if node.name == slowed else 1),
+        )
+        for node in problem.network.nodes
+    )
+    return dataclasses.replace(problem, network=dataclasses.replace(problem.network, nodes=nodes))
+
+
+def test_an_overload_is_mended_whatever_the_queue_says() -> None:
+    problem = moments()[0]
+    found = place(with_nodes(problem), method="search", with_bound=False)
+    busiest = max(found.node_load, key=lambda name: found.node_load[name])
+    slower = Tables(with_nodes(problem, busiest))
+    assert slower.price(slower.nodes_of(found.placement)[None]).excess[0] > 0
+    migration = Migration(budget_bytes=1.0, weight_per_s=1.0, backlog=1e9)
+    slot = migrate(slower, found.placement, migration, np.random.default_rng(0))
+    assert slower.price(slower.nodes_of(slot.placement)[None]).excess[0] == 0
+
+
+def test_a_budget_of_nothing_is_refused() -> None:
+    with pytest.raises(SpecError, match="budget_bytes"):
+        Migration(budget_bytes=0.0, weight_per_s=1.0)

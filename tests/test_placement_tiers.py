@@ -1,0 +1,145 @@
+"""The two tiers: delays by effective capacity, a program within its limits, a budget that is kept."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import simpy
+
+from airlam.bench.placement_tiers import draw_tiers, run_strategies, wandering_homes
+from airlam.errors import SpecError
+from airlam.serving.simulator import Station
+from airlam.serving.simulator_tiers import simulate_tiers
+from airlam.split.placement.core_tier import place_core
+from airlam.split.placement.light_tier import Demand, LightTier
+from airlam.split.placement.tiers import (
+    RESOURCES,
+    Stock,
+    TierProblem,
+    TierService,
+    work_quantiles_s,
+)
+
+FIXED = TierService(
+    name="f", is_core=True, needs=(1, 1, 1, 1), work_bytes=1e6, output_bytes=1.0, speed_bytes_per_s=1e8
+)
+GAMMA = dataclasses.replace(FIXED, name="g", is_core=False, shape_per_s=300.0)
+
+
+@pytest.mark.parametrize("service", [FIXED, GAMMA], ids=["fixed", "gamma"])
+def test_the_delay_is_exceeded_as_rarely_as_asked(service: TierService) -> None:
+    """One queue with Poisson arrivals at 0.6 of its speed; the bound is exponential in the delay."""
+    env = simpy.Environment()
+    station, delays = Station(env, "in_turn"), list[float]()
+    rng, quantiles = np.random.default_rng(0), work_quantiles_s(service)
+
+    def request() -> object:
+        start_s = env.now
+        yield station.submit(float(quantiles[rng.integers(len(quantiles))]))
+        delays.append(env.now - start_s)
+
+    def arrive() -> object:
+        while env.now < 600.0:
+            yield env.timeout(rng.exponential(1 / 60.0))
+            env.process(request())  # type: ignore[arg-type]
+
+    env.process(arrive())  # type: ignore[arg-type]
+    env.run()
+    for epsilon in (0.1, 0.01):
+        bound_s = service.delay_s(60.0, epsilon)
+        exceeded = np.mean(np.array(delays) > bound_s)
+        assert epsilon / 10 < exceeded < 1.2 * epsilon
+
+
+def test_in_small_steps_the_wait_is_that_of_the_effective_capacity() -> None:
+    """s = shape ln(1 + theta scale) where lambda (exp(theta work) - 1) = s."""
+    fine = dataclasses.replace(GAMMA, shape_per_s=1e4)
+    scale = fine.speed_bytes_per_s / fine.shape_per_s
+    theta = np.geomspace(1e-8, 1e-5, 200_000)
+    capacity = fine.shape_per_s * np.log1p(theta * scale)  # theta EC(theta)
+    root = capacity[np.argmax(60.0 * np.expm1(theta * fine.work_bytes) > capacity)]
+    expected = np.log(100) / root + fine.work_s
+    assert fine.delay_s(60.0, 0.01) == pytest.approx(expected, rel=0.03)
+
+
+def test_delays_meet_their_limits() -> None:
+    assert FIXED.delay_s(100.0, 0.01) == np.inf  # as much as it can do
+    assert FIXED.delay_s(50.0, 0.01) < FIXED.delay_s(80.0, 0.01)
+    assert GAMMA.delay_s(50.0, 0.01) > FIXED.delay_s(50.0, 0.01)  # a speed that varies is worth less
+    steadier = dataclasses.replace(GAMMA, shape_per_s=1e7)
+    assert steadier.delay_s(50.0, 0.01) == pytest.approx(FIXED.delay_s(50.0, 0.01), rel=1e-3)
+    assert FIXED.mean_delay_s(50.0) == pytest.approx(0.02)
+    scale = GAMMA.speed_bytes_per_s / GAMMA.shape_per_s
+    draws = np.random.default_rng(1).gamma(GAMMA.shape_per_s * 1e-4, scale, (4000, 1000)).cumsum(axis=1)
+    passed_s = 1e-4 * (1 + (draws < GAMMA.work_bytes).sum(axis=1))  # by steps of 0.1 ms
+    assert work_quantiles_s(GAMMA).mean() == pytest.approx(passed_s.mean() - 5e-5, rel=0.03)
+    assert work_quantiles_s(steadier).std() < 0.01 * GAMMA.work_s
+
+
+def within(problem: TierProblem, stock: Stock) -> bool:
+    used = np.zeros((len(problem.nodes), len(RESOURCES)))
+    for one in problem.services:
+        used += np.outer(stock.count[one.name], one.needs)
+    return bool((used <= np.array([problem.capacity[n] for n in problem.nodes]) + 1e-9).all())
+
+
+def test_the_core_tier_is_within_resources_and_sparse() -> None:
+    problem = draw_tiers(3)
+    stock = place_core(problem, max_hosts=2)
+    assert within(problem, stock)
+    for one in problem.services:
+        count = stock.count[one.name]
+        if one.is_core:
+            assert sum(count) >= 2 and np.count_nonzero(count) <= 2
+            load = problem.arrivals_per_s(one.name) * one.work_s
+            assert load <= 0.7 * sum(count) + 1e-6
+        else:
+            assert sum(count) == 0
+    crowded = dataclasses.replace(problem, capacity={name: (1.0,) * 4 for name in problem.nodes})  # type: ignore[misc]
+    with pytest.raises(SpecError, match="core services"):
+        place_core(crowded)
+
+
+def test_the_light_tier_keeps_its_budget_and_follows_its_users() -> None:
+    problem = draw_tiers(5)
+    stock = place_core(problem)
+    light = LightTier(problem, budget=16.0)
+    rates = {task.name: task.arrival_per_s for task in problem.tasks}
+    rng = np.random.default_rng(0)
+    num_slots = 40
+    for _ in range(num_slots):
+        homes = {task.name: int(rng.integers(len(problem.nodes))) for task in problem.tasks}
+        light.step(stock, Demand(arrival_per_s=rates, home=homes))
+        assert within(problem, stock)
+        assert all(sum(stock.count[one.name]) >= 2 for one in problem.services if not one.is_core)
+    assert np.mean(light.spent) <= light.budget * (1 + light.backlog / num_slots)
+    with pytest.raises(SpecError, match="budget"):
+        LightTier(problem, budget=0.0)
+
+
+def test_all_strategies_serve_the_same_requests() -> None:
+    problem = draw_tiers(5)
+    found = run_strategies(problem, 3, 5)
+    counts = {len(one.on_time) for one in found.values()}
+    assert len(counts) == 1 and counts.pop() > 100
+    assert found["ours"].on_time_rate > found["random"].on_time_rate
+    again = run_strategies(problem, 3, 5)
+    assert np.array_equal(found["ours"].latency_s, again["ours"].latency_s)
+
+
+def test_without_a_load_a_request_takes_its_messages_and_its_work() -> None:
+    problem = draw_tiers(2)
+    task = dataclasses.replace(problem.tasks[0], arrival_per_s=0.5, access_shape=1e9)
+    fixed = tuple(dataclasses.replace(one, shape_per_s=0.0) for one in problem.services)
+    problem = dataclasses.replace(problem, tasks=(task,), services=fixed)
+    stock, at = Stock(problem), [problem.nodes.index(task.home), 1, 0, 1, 0]
+    for name, node in zip(task.services, at[1:], strict=False):
+        stock.add(name, node)
+    found = simulate_tiers(problem, stock, "nearest", wandering_homes(problem, 1, 0) * 300, seed=1)
+    expected = 8 * task.input_bytes / task.access_rate_bps
+    for index, name in enumerate(task.services):
+        expected += problem.sent_bytes(task, index) * problem.byte_s[at[index], at[index + 1]]
+        expected += problem.by_name[name].work_s
+    last = problem.by_name[task.services[-1]]
+    expected += last.output_bytes * problem.byte_s[at[len(task.services)], at[0]]
+    assert np.median(found.latency_s) == pytest.approx(expected, rel=1e-3)
