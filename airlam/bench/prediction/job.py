@@ -33,7 +33,7 @@ class Sizes:
 GUARD_LINKS = 384  # at most, over all SNRs, on which the LAM's guard chooses
 
 FULL_SIZES = Sizes(
-    csi4cast_fit=128,
+    csi4cast_fit=48,
     csi4cast_test=60,
     csi4cast_subcarriers=300,
     sca_fit=512,
