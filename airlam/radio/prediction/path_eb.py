@@ -31,7 +31,7 @@ from airlam.radio.prediction.path_posterior import PathModes, links_of_like_nois
 
 DEFAULT_NUM_PATHS = 32  # what 24 leave out at 30 dB doubles the mean error
 NUM_ITERATIONS = 5
-SEARCH_GROUP = 16  # links at a time; whose matrices are all of one size
+SEARCH_GROUP = 32  # links at a time; whose matrices are all of one size
 MODEL_ERROR = (
     7e-4  # of the signal's power; less lets single links fail from 30 dB on, more costs without noise
 )

@@ -21,7 +21,7 @@ from airlam.radio.paths import NUM_ATOMS, DopplerBasis
 MODE_FLOOR = 0.3  # of the noise: weaker modes move the estimate by less than they cost
 ROUNDING = 3e-6  # of each mode's own precision, in single precision, where two paths nearly coincide
 BAND_GROUP = 16  # columns of an inverse at a time, of which only products near the diagonal count
-GROUP = 8  # links at a time: enough to fill the matrix products, small enough for the cache
+GROUP = 16  # links at a time: enough to fill the matrix products, small enough for the cache
 CLEAR_NOISE, CLEAR_GROUP = 0.03, 4  # links of less noise keep hundreds of modes
 
 
