@@ -407,8 +407,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="prediction, beamforming, ablation, transfer, synthesis, schedule, split, federated, serve "
-            "or dataset-io."
+            help="prediction, beamforming, ablation, transfer, synthesis, schedule, split, federated, serve, "
+            "placement or dataset-io."
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,

@@ -358,8 +358,9 @@ class LamPredictor:
 
     @staticmethod
     def of(lam: LAM) -> "LamPredictor":
-        """Of a LAM that is trained; takes its memory a second time, for a copy with its LoRA merged."""
-        return LamPredictor(tokenizer=lam.tokenizer, lam=lam.eval(), merged=lam.merged())
+        """Of a LAM that is trained; one with LoRA takes its memory a second time, for a merged copy."""
+        merged = lam.eval().merged() if lam.spec.tuning == "lora" else None
+        return LamPredictor(tokenizer=lam.tokenizer, lam=lam, merged=merged)
 
     def predict(self, history: torch.Tensor, noise_variance: torch.Tensor) -> torch.Tensor:
         """See ``Predictor.predict``."""

@@ -139,11 +139,10 @@ class LAM(nn.Module):
 
     def merged(self) -> "LAM":
         """A copy for inference, its LoRA added to the weights: the same outputs, to rounding, sooner."""
-        copied = copy.deepcopy(self).requires_grad_(False)
-        if self.spec.tuning == "lora":
-            from airlam.model.lora import merge_adapters
+        from airlam.model.lora import merge_adapters
 
-            merge_adapters(copied)
+        copied = copy.deepcopy(self).requires_grad_(False)
+        merge_adapters(copied)
         return copied
 
     def save(self, folder: Path) -> None:

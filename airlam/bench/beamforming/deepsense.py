@@ -8,12 +8,11 @@ is the best on these test windows themselves.
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airlam.bench.kept import as_dict
+from airlam.bench.beamforming.beam_rows import figures_of, rows_of
 from airlam.datasets.deepsense import load_deepsense, scenarios_in
 from airlam.model.lam import count_parameters
 from airlam.radio.beam_regression import PowerStack
@@ -21,19 +20,15 @@ from airlam.radio.beam_selection import (
     BeamRecording,
     BeamScores,
     BeamWindows,
-    compare_loss,
     cut_windows,
     score_beams,
     split_by_pass,
-    summarise_beams,
 )
 from airlam.specs import ModelSpec, TrainingSpec, spec_to_dict
 from airlam.tasks.beam_selection import classical_predictors, tune_beams
 from airlam.tasks.channel_prediction import Progress
 
-LAM = "lam"
 NUM_PAST, NUM_AHEAD = 8, 3
-_METRICS = ("power_loss_db", "within_one", "top1", "top3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,46 +114,3 @@ def _measure(
     predictors = [*classical_predictors(training, stack), lam]
     scores = {each.name: score_beams(each.predict(test.history), test) for each in predictors}
     return scores, count_parameters(lam.lam).trainable
-
-
-def rows_of(setting: str, scores: Mapping[str, BeamScores], step: int) -> list[dict[str, Any]]:
-    """A row a predictor and metric at one step ahead, with intervals over passes."""
-    rows = []
-    for name, each in scores.items():
-        summary = summarise_beams(each, step)
-        for metric in _METRICS:
-            rows.append(
-                {
-                    "setting": setting,
-                    "predictor": name,
-                    "kind": "lam" if name == LAM else "classical",
-                    "metric": metric,
-                    **as_dict(getattr(summary, metric)),
-                    "num_windows": summary.num_windows,
-                    "num_passes": summary.num_passes,
-                }
-            )
-    return rows
-
-
-def figures_of(
-    setting: str, rows: list[dict[str, Any]], scores: Mapping[str, BeamScores], step: int
-) -> dict[str, float]:
-    """What ``run`` says of one scenario and step."""
-    figures = {}
-    for row in rows:
-        who = "" if row["predictor"] == LAM else f"{row['predictor']}."
-        figures[f"{setting}.{who}{row['metric']}"] = row["value"]
-    lost = {
-        row["predictor"]: row["value"]
-        for row in rows
-        if row["metric"] == "power_loss_db" and row["kind"] == "classical"
-    }
-    best = min(lost, key=lambda name: lost[name])
-    difference = compare_loss(scores[LAM], scores[best], step)
-    return figures | {
-        f"{setting}.best_classical.power_loss_db": lost[best],
-        f"{setting}.lam_minus_best_classical_db": difference.value,
-        f"{setting}.lam_minus_best_classical_db.low": difference.low,
-        f"{setting}.lam_minus_best_classical_db.high": difference.high,
-    }

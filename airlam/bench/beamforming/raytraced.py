@@ -7,16 +7,16 @@ Intervals are over test drives. "Best classical" is the best on the test windows
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airlam.bench.kept import as_dict, kept_dataset
+from airlam.bench.beamforming.beam_rows import LAM, difference_figures, figures_of, rows_of
+from airlam.bench.kept import kept_dataset
 from airlam.bench.trained import cache_folder
 from airlam.datasets.catalog import packaged_spec
 from airlam.radio.beam_regression import PowerStack
-from airlam.radio.beam_selection import BeamScores, compare_loss, score_beams, summarise_beams
+from airlam.radio.beam_selection import BeamScores, score_beams
 from airlam.specs import (
     ArraySpec,
     BeamSensorSpec,
@@ -33,10 +33,9 @@ from airlam.tasks.beam_selection import classical_predictors
 from airlam.tasks.beam_sensors import SensorWindows, sensor_windows, tune_sensor_beams
 from airlam.tasks.channel_prediction import Progress
 
-ALL = "lam"  # the LAM of all sensors; that of one is lam_<sensor>
 SENSORS = ("beams", "position", "inertial", "camera", "range_scan", "csi")
 SWEEPS_AND_POSITION = ("beams", "position")
-_METRICS = ("power_loss_db", "within_one", "top1", "top3")
+_HISTORY = "lam_history"  # the LAM of these two; of all sensors it is LAM, of one lam_<sensor>
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,9 +129,11 @@ def run(quick: bool, on_progress: Progress) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     figures: dict[str, float] = {}
     for step in range(1, scale.num_ahead + 1):
-        found = rows_of(f"raytraced_h{step}", scores, step)
+        setting = f"raytraced_h{step}"
+        found = rows_of(setting, scores, step)
         rows += found
-        figures |= figures_of(f"raytraced_h{step}", found, scores, step)
+        figures |= figures_of(setting, found, scores, step)
+        figures |= difference_figures(f"{setting}.lam_minus_{_HISTORY}_db", scores, _HISTORY, step)
     settings = {
         "dataset": spec_to_dict(spec),
         "num_past": scale.num_past,
@@ -154,8 +155,8 @@ def learned_scores(
     training: SensorWindows, test: SensorWindows, scale: Scale, on_progress: Progress
 ) -> dict[str, BeamScores]:
     """Of LAMs of all sensors, of sweeps and positions, and of each sensor alone."""
-    chosen = {ALL: SENSORS, f"{ALL}_history": SWEEPS_AND_POSITION}
-    chosen |= {f"{ALL}_{name}": (name,) for name in SENSORS}
+    chosen = {LAM: SENSORS, _HISTORY: SWEEPS_AND_POSITION}
+    chosen |= {f"{LAM}_{name}": (name,) for name in SENSORS}
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, sensors) in enumerate(chosen.items()):
@@ -166,45 +167,3 @@ def learned_scores(
             found[name] = score_beams(lam.predict(test), test.windows)
     on_progress("tuning on sensors", len(chosen), len(chosen), "")
     return found
-
-
-def rows_of(setting: str, scores: Mapping[str, BeamScores], step: int) -> list[dict[str, Any]]:
-    """A row a method and metric at one step ahead, with intervals over drives."""
-    rows = []
-    for name, each in scores.items():
-        summary = summarise_beams(each, step)
-        for metric in _METRICS:
-            rows.append(
-                {
-                    "setting": setting,
-                    "predictor": name,
-                    "kind": "lam" if name.startswith(ALL) else "classical",
-                    "metric": metric,
-                    **as_dict(getattr(summary, metric)),
-                    "num_windows": summary.num_windows,
-                    "num_passes": summary.num_passes,
-                }
-            )
-    return rows
-
-
-def figures_of(
-    setting: str, rows: list[dict[str, Any]], scores: Mapping[str, BeamScores], step: int
-) -> dict[str, float]:
-    """What ``run`` says of one step ahead."""
-    figures = {}
-    for row in rows:
-        who = "" if row["predictor"] == ALL else f"{row['predictor']}."
-        figures[f"{setting}.{who}{row['metric']}"] = row["value"]
-    lost = {
-        row["predictor"]: row["value"]
-        for row in rows
-        if row["metric"] == "power_loss_db" and row["kind"] == "classical"
-    }
-    best = min(lost, key=lambda name: lost[name])
-    figures[f"{setting}.best_classical.power_loss_db"] = lost[best]
-    for label, rival in (("best_classical", best), (f"{ALL}_history", f"{ALL}_history")):
-        difference = compare_loss(scores[ALL], scores[rival], step)
-        key = f"{setting}.lam_minus_{label}_db"
-        figures |= {key: difference.value, f"{key}.low": difference.low, f"{key}.high": difference.high}
-    return figures
