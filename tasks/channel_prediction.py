@@ -19,8 +19,10 @@ from airlam.files import whole_file
 from airlam.model.lam import LAM
 from airlam.model.storage import read_tensors, write_tensors
 from airlam.radio.channel import PredictionSetting
+from airlam.radio.inference import without_autograd
 from airlam.specs import PredictionSpec
 from airlam.tokens.base import CsiTokenizer, TokenBatch
+from airlam.training.batches import Samples
 
 CHUNK_SAMPLES = 128  # tokenised and written at a time, so that a killed run loses little
 Progress = Callable[[str, int, int, str], None]
@@ -260,7 +262,7 @@ class TokenSamples:
 
 
 def tokenise_views(
-    tokenizer: CsiTokenizer, views: NoisyViews, folder: Path, what: str, on_progress: Progress
+    tokenizer: CsiTokenizer, views: Samples[NoisyLinks], folder: Path, what: str, on_progress: Progress
 ) -> TokenSamples:
     """Tokenises every view once, chunk by chunk into ``folder``; chunks that are already there are read."""
     chunks = []
@@ -362,9 +364,9 @@ class LamPredictor:
         merged = lam.eval().merged() if lam.spec.tuning == "lora" else None
         return LamPredictor(tokenizer=lam.tokenizer, lam=lam, merged=merged)
 
+    @without_autograd
     def predict(self, history: torch.Tensor, noise_variance: torch.Tensor) -> torch.Tensor:
         """See ``Predictor.predict``."""
         tokens = self.tokenizer.tokenise(history, noise_variance)
         lam = self.merged or self.lam
-        with torch.no_grad():
-            return lam.head().channel(lam(tokens), tokens.context)
+        return lam.head().channel(lam(tokens), tokens.context)

@@ -1,6 +1,7 @@
 """Samples are what they claim to be, and a LAM that has learned nothing predicts what its physics does."""
 
 import itertools
+from dataclasses import fields, replace
 from pathlib import Path
 
 import h5py
@@ -13,7 +14,9 @@ from airlam.datasets.stochastic.synthesis import draw_drops
 from airlam.datasets.store import ChannelDataset, write_dataset
 from airlam.errors import DataError
 from airlam.model.build import lam_for
+from airlam.radio import path_search, paths
 from airlam.radio.channel import PredictionSetting
+from airlam.radio.paths import PathGrid
 from airlam.radio.prediction.path_eb import PathEb
 from airlam.specs import (
     ArraySpec,
@@ -41,6 +44,7 @@ from airlam.tokens.path import NUM_EXACT, NUM_ITERATIONS
 
 SPEC = PredictionSpec(num_history=8, num_horizon=2, min_snr_db=5.0, max_snr_db=15.0)
 MODEL = ModelSpec(backbone="small", num_layers=1, num_paths=6)
+KEEPING = (paths._history_axes, paths._move_factors, path_search._search_grid)
 
 
 @pytest.fixture(scope="module")
@@ -251,3 +255,29 @@ def test_channels_with_nan_are_refused_by_name(dataset: ChannelDataset, tmp_path
     source = DatasetLinks(ChannelDataset.open(tmp_path / "n.h5"), "test", SPEC)
     with pytest.raises(DataError, match="NaN or infinite channels in split test"):
         source.read(np.arange(12))
+
+
+@pytest.mark.parametrize("tokenizer", ["path", "patch"])
+@pytest.mark.parametrize("backbone", ["airlam", "small"])
+def test_what_predicting_keeps_for_later_can_be_trained_with(
+    links: DatasetLinks, tokenizer: str, backbone: str
+) -> None:
+    """Prediction runs without autograd; grids and masks that it made and kept must not break a gradient."""
+    setting = links.setting
+    spec = replace(MODEL, backbone=backbone, tokenizer=tokenizer)
+    for keeping in KEEPING:
+        keeping.cache_clear()
+    lam = lam_for(spec, setting, seed=0)
+    samples = NoisyViews(source=links, spec=SPEC, num_samples=4, seed=3).batch(torch.arange(4))
+    for predictor in (LamPredictor.of(lam), PathEb(setting)):
+        assert not predictor.predict(samples.history, samples.noise_variance).is_inference()
+    for keeping in KEEPING:
+        kept = keeping(PathGrid.of(setting).shape, torch.device("cpu"))
+        tensors = kept if isinstance(kept, tuple) else [getattr(kept, each.name) for each in fields(kept)]
+        assert not any(torch.is_tensor(each) and each.is_inference() for each in tensors)
+    tokens = lam.tokenizer.with_target(
+        lam.tokenizer.tokenise(samples.history, samples.noise_variance), samples.future
+    )
+    nmse_of(lam.train(), tokens).mean().backward()
+    gradients = [each.grad for each in lam.parameters() if each.requires_grad]
+    assert any(each is not None and each.abs().sum() > 0 for each in gradients)

@@ -30,6 +30,12 @@ def test_each_call_has_one_thread_and_the_callers_gradient_mode(threads: int) ->
     assert on_all_cores(lambda _: torch.get_num_threads(), [0]) == [threads]
 
 
+def test_each_call_has_the_callers_inference_mode() -> None:
+    for enabled in (True, False):
+        with torch.inference_mode(enabled):
+            assert on_all_cores(lambda _: torch.is_inference_mode_enabled(), range(6)) == [enabled] * 6
+
+
 def test_results_do_not_depend_on_the_threads() -> None:
     matrices = torch.randn(12, 60, 60, generator=torch.Generator().manual_seed(0))
     together = on_all_cores(torch.linalg.inv, matrices)

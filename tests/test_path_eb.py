@@ -165,6 +165,7 @@ def cluster_links(link: PredictionSetting, batch: int, seed: int) -> tuple[torch
 def without_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("COLUMN_SPREAD_WAVELENGTHS", "ROW_SPREAD_WAVELENGTHS", "DELAY_SPREAD_S"):
         monkeypatch.setattr(paths, name, getattr(paths, name) * 1e-4)
+    monkeypatch.setattr(paths, "_spread", paths._spread.__wrapped__)  # which keeps what it was asked before
 
 
 def test_clusters_with_a_spread_are_predicted_better_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

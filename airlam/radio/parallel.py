@@ -14,15 +14,16 @@ def on_all_cores(function: Callable[[Item], Result], items: Iterable[Item]) -> l
     """``function`` of every item, in order, on as many threads as torch has.
 
     Each call has torch to itself on one thread, so what comes out does not depend on how many there are. One
-    item alone gets all of torch's threads. The caller's gradient mode holds inside.
+    item alone gets all of torch's threads. The caller's gradient and inference modes hold inside.
     """
     listed = list(items)
-    num_threads, with_gradient = torch.get_num_threads(), torch.is_grad_enabled()
+    num_threads = torch.get_num_threads()
+    with_gradient, inferring = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     if num_threads == 1 or len(listed) < 2:
         return [function(item) for item in listed]
 
     def call(item: Item) -> Result:
-        with torch.set_grad_enabled(with_gradient):
+        with torch.inference_mode(inferring), torch.set_grad_enabled(with_gradient):
             return function(item)
 
     try:

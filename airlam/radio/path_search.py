@@ -205,9 +205,10 @@ class _SearchGrid:
 
     shape: of the history; sizes, size: of this grid along the axes, size as int64 [3]. place: float32 [grid
     points, 3], the index of each along every axis; beside: int64 [grid points, 7], the neighbours below along
-    each axis, the point itself, and those above. axis, points, length, norm, turn: [sum of sizes], the axes
-    end to end: index, positions in [0, 1), steps of the history, 1 / sqrt(steps), and how far a kernel's
-    phase turns over half a distance.
+    each axis, the point itself, and those above. axis, norm, turn: [sum of the history's sizes], its axes end
+    to end: which axis, 1 / sqrt(steps), radians per cycle of position. kernel: complex64 [sum of the
+    history's sizes, sum of sizes], one block an axis, inner products of a step with every grid atom.
+    parabola: float32 [7, 6], from values at ``beside`` to slopes and bends at the point.
     """
 
     shape: tuple[int, int, int]
@@ -216,17 +217,24 @@ class _SearchGrid:
     place: torch.Tensor
     beside: torch.Tensor
     axis: torch.Tensor
-    points: torch.Tensor
-    length: torch.Tensor
     norm: torch.Tensor
     turn: torch.Tensor
+    kernel: torch.Tensor
+    parabola: torch.Tensor
 
     @staticmethod
     def of(shape: tuple[int, int, int], device: torch.device) -> "_SearchGrid":
         sizes = search_shape(shape)
         size = torch.tensor(sizes, device=device)
-        axis = torch.arange(3, device=device).repeat_interleave(size)
-        length = torch.tensor(shape, device=device)[axis]
+        length = torch.tensor(shape, device=device)
+        turns = [
+            2 * math.pi * sign * torch.arange(n, dtype=torch.float64, device=device)
+            for sign, n in zip(AXIS_SIGNS, shape, strict=True)
+        ]
+        kernels = [
+            torch.exp(-1j * turn.unsqueeze(1) * torch.arange(n, device=device) / n)  # [steps, n]
+            for turn, n in zip(turns, sizes, strict=True)
+        ]
         stride = torch.tensor([sizes[1] * sizes[2], sizes[2], 1], device=device)
         index = torch.arange(math.prod(sizes), device=device).unsqueeze(1)  # [grid points, 1]
         place = index // stride % size  # [grid points, 3]
@@ -237,11 +245,11 @@ class _SearchGrid:
             size=size,
             place=place.float(),
             beside=torch.cat([below, index, above], dim=1),
-            axis=axis,
-            length=length,
-            norm=length**-0.5,
-            turn=torch.tensor(AXIS_SIGNS, device=device)[axis] * (length - 1),
-            points=torch.cat([torch.arange(n, device=device) / n for n in sizes]),
+            axis=torch.arange(3, device=device).repeat_interleave(length),
+            norm=(length**-0.5).repeat_interleave(length),
+            turn=torch.cat(turns).float(),
+            kernel=torch.block_diag(*kernels).to(torch.complex64),  # type: ignore[no-untyped-call]
+            parabola=_parabola(device),
         )
 
     def peaks(self, residual: torch.Tensor, num_peaks: int) -> _Paths:
@@ -261,10 +269,11 @@ class _SearchGrid:
         parts = torch.view_as_real(correlation).square().sum(1)  # [batch, grid points, 2]
         energy = parts[..., 0] + parts[..., 1]  # [batch, grid points]
         strongest = energy.argmax(1)  # [batch]
-        level = energy.gather(1, self.beside[strongest]).clamp_min_(1e-30).log_()  # [batch, 7]
-        bend = 2 * level[:, 3:4] - level[:, :3] - level[:, 4:]  # [batch, 3]
-        offset = ((level[:, 4:] - level[:, :3]) / (2 * bend.clamp_min(1e-6))).clamp(-0.5, 0.5)
-        position = (self.place[strongest] + offset) / self.size
+        beside = self.beside.index_select(0, strongest)  # [batch, 7]
+        level = energy.gather(1, beside).clamp_min_(1e-30).log_()
+        slope, bend = torch.split(level @ self.parabola, 3, dim=1)  # [batch, 3] each
+        offset = (slope / bend.clamp_min(1e-6)).clamp(-0.5, 0.5)
+        position = (self.place.index_select(0, strongest) + offset) / self.size
         response = self._response(position).unsqueeze(1)  # [batch, 1, grid points]
         index = strongest.view(-1, 1, 1)  # [batch, 1, 1]
         weight = correlation.gather(2, index.expand(-1, correlation.shape[1], 1)) / response.gather(2, index)
@@ -272,20 +281,24 @@ class _SearchGrid:
         return position, weight
 
     def _response(self, position: torch.Tensor) -> torch.Tensor:
-        """Inner products of every grid atom (unscaled) with a unit-norm atom: [batch, grid points].
-
-        Along each axis the Dirichlet kernel, sum_m exp(2j pi m d) / sqrt(n) at distance d.
-        """
-        distance = position[:, self.axis] - self.points  # [batch, sum of sizes]
-        half = math.pi * (distance - distance.round())
-        sine = half.sin()
-        ratio = torch.where(sine.abs() < 1e-6, self.length, (self.length * half).sin() / sine)
-        f, c, r = torch.split(torch.polar(ratio * self.norm, self.turn * half), list(self.sizes), dim=1)
+        """Inner products of every grid atom (unscaled) with a unit-norm atom: [batch, grid points]."""
+        phase = position.index_select(1, self.axis) * self.turn  # [batch, sum of the history's sizes]
+        waves = torch.polar(self.norm.expand_as(phase), phase)
+        f, c, r = torch.split(waves @ self.kernel, list(self.sizes), dim=1)  # [batch, size] each
         ports = (c.unsqueeze(2) * r.unsqueeze(1)).flatten(1)  # [batch, horizontal * vertical]
         return (f.unsqueeze(2) * ports.unsqueeze(1)).flatten(1)  # [batch, grid points]
 
 
+def _parabola(device: torch.device) -> torch.Tensor:
+    """Central differences, the second one downwards, along three axes: see ``_SearchGrid.parabola``."""
+    axes, zero, two = torch.eye(3, device=device), torch.zeros(1, 3, device=device), 2.0
+    slope = torch.cat([-axes, zero, axes]) / two  # [7, 3]
+    bend = torch.cat([-axes, zero + two, -axes])
+    return torch.cat([slope, bend], dim=1)
+
+
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _search_grid(shape: tuple[int, int, int], device: torch.device) -> _SearchGrid:
     """The grid, which every search of a setting asks for."""
     return _SearchGrid.of(shape, device)

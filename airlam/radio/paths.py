@@ -87,7 +87,7 @@ COLUMN_SPREAD_WAVELENGTHS = 0.028  # standard deviation of a ray's spatial frequ
 ROW_SPREAD_WAVELENGTHS = 0.022
 DELAY_SPREAD_S = 3e-9
 MAX_MOVE_CELLS = (0.25, 0.16, 0.16)  # at a time, in resolution cells of delay, columns and rows
-_AXIS_ATOMS, AXIS_SIGNS = [3, 1, 2], (-1.0, 1.0, 1.0)  # the derivative by delay, column, row; its turn
+_AXIS_ATOMS, AXIS_SIGNS = (3, 1, 2), (-1.0, 1.0, 1.0)  # the derivative by delay, column, row; its turn
 _SUBCARRIER_ORDER, _COLUMN_ORDER, _ROW_ORDER = (0, 0, 0, 1), (0, 1, 0, 0), (0, 0, 1, 0)  # of derivative
 
 
@@ -105,8 +105,9 @@ class PathWaves:
     @property
     def ports(self) -> torch.Tensor:
         """Point, column derivative and row derivative over the array: [batch, paths, 3, columns * rows]."""
-        columns = self.columns[:, :, [0, 1, 0]].unsqueeze(-1)  # [batch, paths, 3, columns, 1]
-        rows = self.rows[:, :, [0, 0, 1]].unsqueeze(-2)  # [batch, paths, 3, 1, rows]
+        by_column, by_row = (_index(order[:3], self.rows.device) for order in (_COLUMN_ORDER, _ROW_ORDER))
+        columns = self.columns.index_select(2, by_column).unsqueeze(-1)  # [batch, paths, 3, columns, 1]
+        rows = self.rows.index_select(2, by_row).unsqueeze(-2)  # [batch, paths, 3, 1, rows]
         return (columns * rows).flatten(-2)
 
     def points(self) -> torch.Tensor:
@@ -125,7 +126,7 @@ class PathWaves:
             flat = waves.flatten(1, 2)  # [batch, paths * 2, size]
             num_paths = waves.shape[1]
             axis = (flat.conj() @ flat.mT).view(-1, num_paths, 2, num_paths, 2)
-            order = torch.tensor(orders, device=flat.device)
+            order = _index(orders, flat.device)
             spread = axis.index_select(2, order).index_select(4, order)  # [batch, paths, 4, paths, 4]
             product = spread if product is None else product.mul_(spread)
         assert product is not None
@@ -206,15 +207,7 @@ class PathGrid:
         A ray at offset e from the point adds 2j pi e times the derivative atom's norm, so the power is
         (2 pi deviation of e)^2 times the variance of the steps.
         """
-        cycles = (
-            COLUMN_SPREAD_WAVELENGTHS * self.antenna_spacing_wavelengths,
-            ROW_SPREAD_WAVELENGTHS * self.antenna_spacing_wavelengths,
-            DELAY_SPREAD_S * self.subcarrier_spacing_hz,
-        )
-        sizes = (self.num_cols, self.num_rows, self.num_subcarriers)
-        variances = [(n * n - 1) / 12 for n in sizes]
-        ratios = [(2 * math.pi * c) ** 2 * v for c, v in zip(cycles, variances, strict=True)]
-        return torch.tensor([1.0, *(min(ratio, 0.3) for ratio in ratios)])
+        return _spread(self.shape, self.subcarrier_spacing_hz, self.antenna_spacing_wavelengths)
 
     def history_waves(self, position: torch.Tensor) -> PathWaves:
         """Unit-norm atoms on the history's subcarriers. position: float [batch, paths, 3]."""
@@ -242,7 +235,10 @@ class PathGrid:
         """
         point = coefficients[:, :, :1]  # [batch, paths, 1, snapshots]
         energy = torch.view_as_real(point).square().sum((2, 3, 4)).clamp_min(1e-20)  # [batch, paths]
-        slope = (point.conj() * coefficients[:, :, _AXIS_ATOMS]).imag.sum(3)  # [batch, paths, 3]
+        atoms = coefficients.index_select(
+            2, _index(_AXIS_ATOMS, point.device)
+        )  # [batch, paths, 3, snapshots]
+        slope = (point.conj() * atoms).imag.sum(3)  # [batch, paths, 3]
         per_slope, limit = (each.to(slope) for each in _move_factors(self.shape, slope.device))
         offset = slope * per_slope / energy.unsqueeze(2)
         return offset.clamp(-limit, limit).double()
@@ -293,7 +289,8 @@ class _Axes:
 
     def waves(self, position: torch.Tensor) -> PathWaves:
         """The atoms of paths at ``position``, float [batch, paths, 3]."""
-        phase = position.double()[..., self.axis] * self.turn  # float32 phases would cost 60 dB
+        coordinate = position.double().index_select(-1, self.axis)  # [batch, paths, sum of sizes]
+        phase = coordinate * self.turn  # float32 phases would cost 60 dB
         wave = torch.polar(self.amplitude.expand(phase.shape), phase)  # [batch, paths, sum of sizes]
         both = torch.stack([wave, wave * self.slope], dim=-2).to(torch.complex64)
         subcarriers, columns, rows = torch.split(both, self.sizes, dim=-1)
@@ -321,12 +318,37 @@ class _Axes:
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _index(order: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """A constant choice of indices: making the tensor takes longer than choosing, on one link."""
+    return torch.tensor(order, device=device)
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _spread(
+    shape: tuple[int, int, int], subcarrier_spacing_hz: float, antenna_spacing_wavelengths: float
+) -> torch.Tensor:
+    """See ``PathGrid.spread``."""
+    cycles = (
+        COLUMN_SPREAD_WAVELENGTHS * antenna_spacing_wavelengths,
+        ROW_SPREAD_WAVELENGTHS * antenna_spacing_wavelengths,
+        DELAY_SPREAD_S * subcarrier_spacing_hz,
+    )
+    subcarriers, columns, rows = ((n * n - 1) / 12 for n in shape)
+    ratios = [(2 * math.pi * c) ** 2 * v for c, v in zip(cycles, (columns, rows, subcarriers), strict=True)]
+    return torch.tensor([1.0, *(min(ratio, 0.3) for ratio in ratios)])
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _history_axes(shape: tuple[int, int, int], device: torch.device) -> _Axes:
     """The axes of a history, which every evaluation asks for."""
     return _Axes.of(shape, torch.arange(shape[0], dtype=torch.float64, device=device))
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _move_factors(shape: tuple[int, int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Cycles per step for a slope of the point's energy, signed, and the longest move: float32 [3] each."""
     per_slope = [s / (2 * math.pi * d) for s, d in zip(AXIS_SIGNS, step_deviations(shape), strict=True)]

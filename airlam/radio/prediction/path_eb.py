@@ -23,6 +23,7 @@ from einops import rearrange
 
 from airlam.errors import DataError
 from airlam.radio.channel import PredictionSetting
+from airlam.radio.inference import without_autograd
 from airlam.radio.parallel import on_all_cores
 from airlam.radio.path_search import find_paths
 from airlam.radio.paths import NUM_ATOMS, PathGrid, PathWaves, doppler_basis
@@ -93,6 +94,7 @@ class PathEb:
         self.num_iterations = num_iterations
         self.num_exact = num_exact
 
+    @without_autograd
     def predict(self, history: torch.Tensor, noise_variance: torch.Tensor) -> torch.Tensor:
         """The conditional mean of the future; shapes as in ``Predictor.predict``."""
         back, means = self._by_group(self.mean, history, noise_variance)
