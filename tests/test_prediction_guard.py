@@ -1,12 +1,12 @@
-"""The guard: it keeps the first predictor unless training links say otherwise, by SNR and by fading."""
+"""The guard: it keeps the last predictor unless training links say otherwise, by SNR and by fading."""
 
 from dataclasses import dataclass
 
 import pytest
 import torch
 
-from airlam.radio.prediction.base import TrainingLinks
-from airlam.radio.prediction.guard import MARGIN, decorrelation, guarded
+from airlam.radio.prediction.base import Predictor, TrainingLinks
+from airlam.radio.prediction.guard import decorrelation, guarded
 
 NUM_SLOTS, NUM_HORIZON = 12, 2
 LEVELS_DB = (10.0, 20.0, 30.0)  # at 0 dB the last slot is no better than nothing
@@ -64,15 +64,37 @@ def test_many_links_tell_more_kinds_of_fading_apart(num_links: int, num_bands: i
     assert [len(row) for row in guard.choices().values()] == [num_bands]
 
 
-def test_the_first_stays_unless_another_is_better_by_the_margin() -> None:
-    """Two alike: no link moves. One worse by less than the margin: neither."""
-    training = links(96, 0)
-    near = 1 - 0.1 * (1 - MARGIN)
-    for gain in (1.0, near):
-        guard = guarded(
-            "guarded", [Extrapolation(name="mine", slow_gain=gain), Extrapolation(name="x")], training
-        )
-        assert {name for row in guard.choices().values() for name in row} == {"mine"}
+def test_the_last_stays_unless_another_is_better_beyond_chance() -> None:
+    """Two alike, or another that is worse: no slow link moves. Another that is better: every one."""
+    training, last = links(96, 0), Extrapolation(name="last", slow_gain=0.9)
+    for gain, chosen in ((0.9, "last"), (0.5, "last"), (1.0, "other")):
+        other = Extrapolation(name="other", slow_gain=gain)
+        guard = guarded("guarded", [other, last], training, levels_db=LEVELS_DB[1:])
+        assert [row[0] for row in guard.choices().values()] == [chosen] * 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blurred:
+    """Another's prediction with errors of its own, which help as often as they harm."""
+
+    name: str
+    predictor: Predictor
+
+    def predict(self, history: torch.Tensor, noise_variance: torch.Tensor) -> torch.Tensor:
+        future = self.predictor.predict(history, noise_variance)
+        signs = (history[:, 0, 0, 0, 0].real > 0).float() - 0.5  # of either sign by chance
+        return future * (1 + 0.1 * signs.view(-1, 1, 1, 1, 1))
+
+
+def test_what_is_better_by_chance_alone_is_seldom_taken() -> None:
+    """Against a shrunk prediction, a larger gain helps one link as a smaller one harms another."""
+    last = Extrapolation(name="last", slow_gain=0.5, fast_gain=0.5)
+    rival = Blurred(name="rival", predictor=last)
+    taken = 0
+    for seed in range(40):
+        guard = guarded("guarded", [rival, last], links(32, seed), levels_db=(20.0,), num_links=32)
+        taken += guard.choices()["20db"] == ["rival"]
+    assert taken <= 4  # one in forty is expected
 
 
 def test_the_guard_is_deterministic_and_its_links_do_not_depend_on_each_other() -> None:

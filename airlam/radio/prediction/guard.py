@@ -1,8 +1,8 @@
-"""A guard: of several predictors, the one that did best on training links of like SNR and like fading.
+"""A guard: a learned predictor only where training links of like SNR and like fading say that it is better.
 
 What learning gains in one kind of channel it may cost in another. The guard looks at training links of the
-channels at hand and falls back where that is better; it never sees what it is tested on. Its bands and its
-margin are a reconstruction.
+channels at hand and takes the classical predictor unless another beats it by more than chance; it never sees
+what it is tested on. Its bands and its test are a reconstruction.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from airlam.radio.prediction.base import Predictor, TrainingLinks
 from airlam.radio.prediction.selection import (
     TUNING_SNR_DB,
     add_noise,
-    mean_nmse,
+    link_nmse,
     nearest_level,
     spread_links,
 )
@@ -22,7 +22,7 @@ from airlam.radio.prediction.selection import (
 NUM_BANDS = 3  # of fading, as many training links in each
 MIN_BAND_LINKS = 32  # fewer do not tell predictors apart that differ by some per cent: then fewer bands
 FULL_BAND_LINKS = 64  # where there are more bands than NUM_BANDS
-MARGIN = 0.99  # of the first predictor's error, which another must stay below to be preferred
+NUM_DEVIATIONS = 2.0  # by which the mean of paired differences must exceed 0: one in forty by chance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +71,11 @@ def guarded(
     num_links: int = 96,
     seed: int = 0,
 ) -> Guarded:
-    """The first predictor, and others where they do better by ``MARGIN`` on noisy training links.
+    """The last predictor, and others where they do better than it on noisy training links.
 
     Every predictor sees the same links with the same noise, white and at one SNR below each link's power.
+    Another predictor is better in a band if the mean over its links of (the last one's NMSE - its own)
+    exceeds ``NUM_DEVIATIONS`` standard errors of that mean; of several, that of the largest mean is taken.
     """
     links = spread_links(training, num_links)
     num_bands = _num_bands(len(links.history))
@@ -84,12 +86,12 @@ def guarded(
         fading = decorrelation(noisy, noise_variance)  # [num_links]
         edges.append(fading.quantile(torch.arange(1, num_bands) / num_bands))
         band = _band(fading, edges[-1].expand(len(fading), -1))
-        estimates = [predictor.predict(noisy, noise_variance) for predictor in predictors]
+        errors = torch.stack(
+            [link_nmse(predictor.predict(noisy, noise_variance), links.future) for predictor in predictors]
+        )  # [predictors, num_links]
         row = []
         for one in range(num_bands):
-            errors = [mean_nmse(estimate[band == one], links.future[band == one]) for estimate in estimates]
-            best = min(range(len(errors)), key=errors.__getitem__)
-            row.append(best if errors[best] < MARGIN * errors[0] else 0)
+            row.append(_best(errors[:, band == one]))
         chosen.append(tuple(row))
     return Guarded(
         name=name,
@@ -98,6 +100,17 @@ def guarded(
         edges=torch.stack(edges),
         chosen=tuple(chosen),
     )
+
+
+def _best(errors: torch.Tensor) -> int:
+    """Of predictors that made these errors, real [predictors, links], which to take: see ``guarded``."""
+    last, num_links = len(errors) - 1, errors.shape[1]
+    if last == 0 or num_links < 2:  # one link tells nothing of chance
+        return last
+    gain = errors[-1] - errors[:-1]  # [predictors - 1, links]
+    mean, chance = gain.mean(1), NUM_DEVIATIONS * gain.std(1) / num_links**0.5
+    better = [index for index in range(last) if mean[index] > chance[index]]
+    return max(better, key=lambda index: float(mean[index]), default=last)
 
 
 def _num_bands(num_links: int) -> int:

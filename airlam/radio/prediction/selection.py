@@ -109,9 +109,13 @@ def add_noise(
     return history + variance.sqrt()[:, None, None, None, None] * noise, variance
 
 
-def mean_nmse(estimate: torch.Tensor, truth: torch.Tensor) -> float:
-    """Mean over links of error energy over energy; infinite where the estimate is not finite."""
+def link_nmse(estimate: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Each link's error energy over its energy: real [num_links], infinite where that is not finite."""
     error = (estimate - truth).abs().square().flatten(1).sum(1)
     energy = truth.abs().square().flatten(1).sum(1).clamp_min(torch.finfo(error.dtype).tiny)
-    mean = float((error / energy).mean())
-    return mean if mean == mean else float("inf")
+    return (error / energy).nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
+def mean_nmse(estimate: torch.Tensor, truth: torch.Tensor) -> float:
+    """Mean of ``link_nmse``."""
+    return float(link_nmse(estimate, truth).mean())
