@@ -291,8 +291,12 @@ def serve(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(help="0 takes any that is free.")] = 8008,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="LAMs run on Ray: local, auto, or a cluster's HOST:PORT."),
+    ] = None,
 ) -> None:
-    """Serve fine-tuned LAMs over HTTP, what they share loaded once.
+    """Serve fine-tuned runs of channel prediction and beamforming over HTTP, what they share loaded once.
 
     Prints its address; SIGHUP has it read the folders anew, with no request refused; ends on Ctrl-C.
     """
@@ -303,7 +307,12 @@ def serve(
         from airlam.tasks.serving import serve_runs
     except ImportError as error:
         raise DataError(f"{error.name} is not installed: pip install 'airlam[serve]'") from None
-    serve_runs(runs, spec, on_listening=lambda url: print(url, flush=True))
+    if ray is not None:
+        from airlam.tasks.ray_serving import serve_over_ray
+
+        serve_over_ray(runs, spec, ray, on_listening=lambda url: print(url, flush=True))
+    else:
+        serve_runs(runs, spec, on_listening=lambda url: print(url, flush=True))
 
 
 @app.command()
@@ -314,7 +323,7 @@ def client(
     seconds: Annotated[float, typer.Option(help="For how long.")] = 10.0,
 ) -> None:
     """Replay the run's test users to a server at a steady rate, and print how long they waited."""
-    from airlam.tasks.serving import replay_run
+    from airlam.tasks.replaying import replay_run
 
     for name, value in (("--rate", rate), ("--seconds", seconds)):
         if not 0 < value < math.inf:
@@ -351,6 +360,35 @@ def export(
     show(report.table())
     print(*report.sentences, sep="\n")
     print(output)
+
+
+@app.command("place")
+def place_services(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that finetune wrote.")],
+    network: Annotated[str, typer.Option(help="A TOML file, or the packaged network edge_network.")] = (
+        "edge_network"
+    ),
+    rate: Annotated[float, typer.Option(help="Slots a second that each device sends to each run.")] = 10.0,
+    replicas: Annotated[int, typer.Option(help="Instances of each service, on as many servers.")] = 2,
+    devices: Annotated[int | None, typer.Option(help="How many of the devices ask.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Decide on which servers the services of fine-tuned LAMs run, and how long requests then take."""
+    from airlam.tasks.planning import resolve_network
+
+    try:
+        from airlam.tasks.placing import PlacingRequest, place_runs
+    except ImportError as error:
+        raise DataError(f"{error.name} is not installed: pip install 'airlam[serve]'") from None
+    request = PlacingRequest(
+        network=resolve_network(network),
+        folders=runs,
+        rate_per_s=rate,
+        min_replicas=replicas,
+        num_devices=devices,
+    )
+    result = place_runs(request)
+    print(json.dumps(result.values(), indent=2) if as_json else result.text())
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """Ray, on this machine or on many: how a process gets the library and a connection.
 
-Whoever is let in by a Ray cluster runs code there. One that is started here listens on this machine only and
-asks for a token that is drawn for it; one of many machines should be started with RAY_AUTH_MODE=token and a
-RAY_AUTH_TOKEN of its owner's on all of them.
+Whoever is let in by a Ray cluster runs code there. One that is started here asks for a token that is drawn for
+it; one of many machines should be started with RAY_AUTH_MODE=token and a RAY_AUTH_TOKEN of its owner's on all
+of them. The token is what guards Ray's ports: it opens them on all of a machine's addresses.
 """
 
 import logging
@@ -58,6 +58,22 @@ def connected(address: str, *, settings: Mapping[str, str] | None = None, **loca
     finally:
         if owned:
             ray.shutdown()
+
+
+def serve_library() -> Any:
+    """Ray Serve, for a process that is connected; DataError where it is not installed."""
+    try:
+        from ray import serve
+    except ImportError as error:
+        raise DataError(f"{error.name} is not installed: pip install 'airlam[ray]'") from None
+    return serve
+
+
+def fetched(reference: Any) -> Any:
+    """What a reference stands for, in a process that Ray started."""
+    import ray
+
+    return ray.get(reference)
 
 
 def first_line(error: Exception) -> str:

@@ -1,15 +1,13 @@
-"""Fine-tuned runs as LAMs to serve, and a dataset's users as those who ask."""
+"""Fine-tuned runs as what a server answers with: channel predictors and precoders."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from airlam.datasets.store import ChannelDataset
+from airlam.errors import SpecError
 from airlam.model.build import lam_for
 from airlam.model.lam import LAM
-from airlam.serving.client import Client
+from airlam.serving.downlinks import Csi
 from airlam.serving.guarding import (
     CLASSICAL,
     UNTUNED,
@@ -17,19 +15,19 @@ from airlam.serving.guarding import (
     LinkGuard,
     untuned_name,
 )
+from airlam.serving.joint_services import JointServices
 from airlam.serving.lam_services import LamServices
 from airlam.serving.monitoring import Metrics
-from airlam.serving.replay import ReplayReport, replay
+from airlam.serving.precoding import PrecoderServices
 from airlam.serving.server import serve
 from airlam.serving.services import Services
-from airlam.specs import RunSpec, ServingSpec, require
-from airlam.tasks.channel_prediction import DatasetLinks
-from airlam.tasks.comparison import observe
+from airlam.specs import BeamformingSpec, RunSpec, ServingSpec, require
 from airlam.tasks.run_guard import read_guard
 from airlam.tasks.run_setting import read_setting
 from airlam.tasks.runs import LAM_FOLDER, read_run
 
-REPLAYED_LINKS = 256  # of a dataset's test drops; more requests begin anew
+Predicting = Callable[[Sequence[Path], Metrics], Services]
+"""(folders of runs of channel prediction, who is told what services did) -> their services."""
 
 
 def served_lams(folders: Sequence[Path]) -> dict[str, LAM]:
@@ -44,7 +42,7 @@ def served_lams(folders: Sequence[Path]) -> dict[str, LAM]:
         require(spec.name not in lams, f"two runs are called {spec.name!r}; serve one of them, or rename one")
         require(
             spec.task == "channel_prediction",
-            f"{folder} is a run of task {spec.task!r}; the server takes runs of task 'channel_prediction'",
+            f"{folder} is a run of task {spec.task!r}; runs of 'channel_prediction' have LAMs to serve",
         )
         lams[spec.name] = _untuned(folder, spec)
         lams[spec.name].load(folder / LAM_FOLDER)
@@ -55,8 +53,47 @@ def _untuned(folder: Path, spec: RunSpec) -> LAM:
     return lam_for(spec.model, read_setting(folder, spec), spec.training.seed).eval()
 
 
-def services_of(folders: Sequence[Path], metrics: Metrics) -> Services:
-    """The services of some runs' LAMs, guarded where a run has been evaluated; they report to ``metrics``."""
+def services_of(folders: Sequence[Path], metrics: Metrics, predicting: Predicting | None = None) -> Services:
+    """The services of some runs, LAMs guarded where a run has been evaluated; they report to ``metrics``.
+
+    predicting: makes the services of runs of channel prediction; by default in this process. With runs of
+    beamforming among them they are ``PrecodingServices``. Errors as of ``served_lams``.
+    """
+    predicting = predicting or _predicting
+    specs = {folder: read_run(folder) for folder in folders}
+    beamforming = [folder for folder in folders if specs[folder].task == "beamforming"]
+    others = [folder for folder in folders if folder not in beamforming]
+    if not beamforming:
+        return predicting(others, metrics)
+    lams = predicting(others, metrics) if others else None
+    return JointServices(lams, _precoding(beamforming, specs, metrics))
+
+
+def _precoding(folders: Sequence[Path], specs: Mapping[Path, RunSpec], metrics: Metrics) -> PrecoderServices:
+    from airlam.tasks.beamforming_run import run_precoders  # which loads what a server of LAMs does without
+
+    csi = {specs[folder].name: _csi_of(folder, specs[folder]) for folder in folders}
+    return PrecoderServices(run_precoders(folders), metrics.service_ran, csi)
+
+
+def _csi_of(folder: Path, spec: RunSpec) -> Csi:
+    csi = (spec.beamforming or BeamformingSpec()).csi
+    if csi == "predicted":
+        raise SpecError(
+            f"{folder} is a run whose precoder has a predictor of its own; serve a run of channel prediction "
+            "and one of beamforming, which together answer those who send histories"
+        )
+    return csi
+
+
+def _predicting(folders: Sequence[Path], metrics: Metrics) -> Services:
+    lams, guards = guarded_lams(folders)
+    services = LamServices(lams, metrics.service_ran)
+    return GuardedServices(services, guards, metrics.service_ran) if guards else services
+
+
+def guarded_lams(folders: Sequence[Path]) -> tuple[dict[str, LAM], dict[str, LinkGuard]]:
+    """LAMs of some runs, those untuned that a guard uses, and the guards; errors as of ``served_lams``."""
     lams, guards = served_lams(folders), dict[str, LinkGuard]()
     for name, folder in zip(list(lams), folders, strict=True):
         guard = read_guard(folder)
@@ -64,33 +101,11 @@ def services_of(folders: Sequence[Path], metrics: Metrics) -> Services:
             guards[name] = guard
             if guard.uses(UNTUNED):
                 lams[untuned_name(name)] = _untuned(folder, read_run(folder))
-    services = LamServices(lams, metrics.service_ran)
-    return GuardedServices(services, guards, metrics.service_ran) if guards else services
+    return lams, guards
 
 
 def serve_runs(folders: Sequence[Path], spec: ServingSpec, on_listening: Callable[[str], None]) -> None:
-    """Serves some runs' LAMs until SIGINT or SIGTERM; SIGHUP has it read the folders anew."""
+    """Serves some runs until SIGINT or SIGTERM; SIGHUP has it read the folders anew."""
     metrics = Metrics()
     load = functools.partial(services_of, folders, metrics)
     serve(load(), spec, metrics, on_listening, load)
-
-
-def replay_run(
-    folder: Path, url: str, *, rate_per_s: float, duration_s: float, snr_db: float = 20.0
-) -> ReplayReport:
-    """Sends noisy histories of the users of a run's test drops to the server that has its LAM.
-
-    snr_db: of the histories. DataError where the run's dataset has no test drops; shapes that the server's
-    LAM does not take come back as failures.
-    """
-    spec = read_run(folder)
-    with ChannelDataset.open(spec.dataset) as dataset:
-        source = DatasetLinks(dataset, "test", spec.prediction)
-        seen = observe(source.read(np.arange(min(len(source), REPLAYED_LINKS))), source, snr_db, 0)
-
-    def send(client: Client, number: int) -> None:
-        place = number % len(seen.history)
-        one = slice(place, place + 1)
-        client.predict(spec.name, seen.history[one], seen.noise_variance[one])
-
-    return replay(url, send, rate_per_s=rate_per_s, duration_s=duration_s)

@@ -1,6 +1,7 @@
 """The two tiers: delays by effective capacity, a program within its limits, a budget that is kept."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ from airlam.bench.placement_tiers import draw_tiers, run_strategies, wandering_h
 from airlam.errors import SpecError
 from airlam.serving.simulator import Station
 from airlam.serving.simulator_tiers import simulate_tiers
+from airlam.split.cost import cost
+from airlam.split.graph import Edge, Module, ModuleGraph
+from airlam.split.network import EdgeNetwork, Node, WiredLink
 from airlam.split.placement.core_tier import place_core
 from airlam.split.placement.light_tier import Demand, LightTier
 from airlam.split.placement.tiers import (
@@ -19,9 +23,10 @@ from airlam.split.placement.tiers import (
     TierService,
     work_quantiles_s,
 )
+from airlam.split.plan import Schedule, SplitPlan
 
 FIXED = TierService(
-    name="f", is_core=True, needs=(1, 1, 1, 1), work_bytes=1e6, output_bytes=1.0, speed_bytes_per_s=1e8
+    name="f", is_core=True, needs=(1, 1, 1, 1), work_flops=1e6, output_bytes=1.0, speed_flops_per_s=1e8
 )
 GAMMA = dataclasses.replace(FIXED, name="g", is_core=False, shape_per_s=300.0)
 
@@ -54,10 +59,10 @@ def test_the_delay_is_exceeded_as_rarely_as_asked(service: TierService) -> None:
 def test_in_small_steps_the_wait_is_that_of_the_effective_capacity() -> None:
     """s = shape ln(1 + theta scale) where lambda (exp(theta work) - 1) = s."""
     fine = dataclasses.replace(GAMMA, shape_per_s=1e4)
-    scale = fine.speed_bytes_per_s / fine.shape_per_s
+    scale = fine.speed_flops_per_s / fine.shape_per_s
     theta = np.geomspace(1e-8, 1e-5, 200_000)
     capacity = fine.shape_per_s * np.log1p(theta * scale)  # theta EC(theta)
-    root = capacity[np.argmax(60.0 * np.expm1(theta * fine.work_bytes) > capacity)]
+    root = capacity[np.argmax(60.0 * np.expm1(theta * fine.work_flops) > capacity)]
     expected = np.log(100) / root + fine.work_s
     assert fine.delay_s(60.0, 0.01) == pytest.approx(expected, rel=0.03)
 
@@ -69,9 +74,9 @@ def test_delays_meet_their_limits() -> None:
     steadier = dataclasses.replace(GAMMA, shape_per_s=1e7)
     assert steadier.delay_s(50.0, 0.01) == pytest.approx(FIXED.delay_s(50.0, 0.01), rel=1e-3)
     assert FIXED.mean_delay_s(50.0) == pytest.approx(0.02)
-    scale = GAMMA.speed_bytes_per_s / GAMMA.shape_per_s
+    scale = GAMMA.speed_flops_per_s / GAMMA.shape_per_s
     draws = np.random.default_rng(1).gamma(GAMMA.shape_per_s * 1e-4, scale, (4000, 1000)).cumsum(axis=1)
-    passed_s = 1e-4 * (1 + (draws < GAMMA.work_bytes).sum(axis=1))  # by steps of 0.1 ms
+    passed_s = 1e-4 * (1 + (draws < GAMMA.work_flops).sum(axis=1))  # by steps of 0.1 ms
     assert work_quantiles_s(GAMMA).mean() == pytest.approx(passed_s.mean() - 5e-5, rel=0.03)
     assert work_quantiles_s(steadier).std() < 0.01 * GAMMA.work_s
 
@@ -127,19 +132,60 @@ def test_all_strategies_serve_the_same_requests() -> None:
     assert np.array_equal(found["ours"].latency_s, again["ours"].latency_s)
 
 
-def test_without_a_load_a_request_takes_its_messages_and_its_work() -> None:
+def test_without_a_load_a_request_takes_what_cost_says() -> None:
+    """Each instance as a node of its own speed, on a wire that takes no time."""
     problem = draw_tiers(2)
     task = dataclasses.replace(problem.tasks[0], arrival_per_s=0.5, access_shape=1e9)
     fixed = tuple(dataclasses.replace(one, shape_per_s=0.0) for one in problem.services)
-    problem = dataclasses.replace(problem, tasks=(task,), services=fixed)
-    stock, at = Stock(problem), [problem.nodes.index(task.home), 1, 0, 1, 0]
-    for name, node in zip(task.services, at[1:], strict=False):
+    network = dataclasses.replace(
+        problem.network,
+        wired_links=tuple(dataclasses.replace(w, latency_s=3e-3) for w in problem.network.wired_links),
+    )
+    problem = dataclasses.replace(problem, network=network, tasks=(task,), services=fixed)
+    stock, at = Stock(problem), [1, 0, 1, 0]
+    for name, node in zip(task.services, at, strict=False):
         stock.add(name, node)
     found = simulate_tiers(problem, stock, "nearest", wandering_homes(problem, 1, 0) * 300, seed=1)
-    expected = 8 * task.input_bytes / task.access_rate_bps
-    for index, name in enumerate(task.services):
-        expected += problem.sent_bytes(task, index) * problem.byte_s[at[index], at[index + 1]]
-        expected += problem.by_name[name].work_s
-    last = problem.by_name[task.services[-1]]
-    expected += last.output_bytes * problem.byte_s[at[len(task.services)], at[0]]
+    own = [problem.by_name[name] for name in task.services]
+    ends = ("start", *task.services, "end")
+    sizes = (task.input_bytes, *(one.output_bytes for one in own))
+    graph = ModuleGraph(
+        modules=(
+            *(Module(name=one.name, forward_flops=one.work_flops) for one in own),
+            *(Module(name=end, forward_flops=0.0) for end in ("start", "end")),
+        ),
+        edges=tuple(
+            Edge(source=a, target=b, num_elements=0, fixed_bytes=round(size))
+            for (a, b), size in zip(itertools.pairwise(ends), sizes, strict=True)
+        ),
+    )
+    instances = EdgeNetwork(
+        nodes=(
+            *network.nodes,
+            *(Node(name=o.name, kind="server", compute_flops_per_s=o.speed_flops_per_s) for o in own),
+        ),
+        wired_links=(
+            *network.wired_links,
+            *(
+                WiredLink(first=one.name, second=problem.nodes[node], rate_bps=np.inf)
+                for one, node in zip(own, at, strict=False)
+            ),
+        ),
+    )
+    plan = SplitPlan.single({name: name for name in task.services} | {"start": task.home, "end": task.home})
+    priced = cost(graph, instances, plan, Schedule(allocations={}), "inference")
+    expected = 8 * task.input_bytes / task.access_rate_bps + priced.latency_s
     assert np.median(found.latency_s) == pytest.approx(expected, rel=1e-3)
+
+
+def test_latency_of_wires_counts_once_a_message_in_every_decision() -> None:
+    problem = draw_tiers(5)
+    slow = tuple(dataclasses.replace(w, latency_s=0.01) for w in problem.network.wired_links)
+    slowed = dataclasses.replace(problem, network=dataclasses.replace(problem.network, wired_links=slow))
+    away = ~np.eye(len(problem.nodes), dtype=bool)
+    assert np.allclose(slowed.message_s(1e6) - problem.message_s(1e6), 0.01 * away)
+    stock = place_core(slowed)
+    light = LightTier(slowed, budget=16.0)
+    homes = {task.name: problem.nodes.index(task.home) for task in problem.tasks}
+    light.step(stock, Demand(arrival_per_s={t.name: t.arrival_per_s for t in problem.tasks}, home=homes))
+    assert within(slowed, stock) and sum(sum(count) for count in stock.count.values()) >= 2 * len(stock.count)

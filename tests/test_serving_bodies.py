@@ -12,12 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from airlam.radio.channel import PredictionSetting
+from airlam.serving.arrays import BINARY, JSON, BodyError, media_type_of
 from airlam.serving.bodies import (
-    BINARY,
-    JSON,
-    BodyError,
     max_body_bytes,
-    media_type_of,
     read_future,
     read_measurement,
     read_slot,

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,13 +24,19 @@ import hypothesis
 import pytest
 import schemathesis
 import torch
+from safetensors.torch import save
 
 from airlam.model.build import lam_for
+from airlam.model.graph_precoder import build_precoder
+from airlam.model.precoder_chain import save_precoder
 from airlam.radio.channel import PredictionSetting
-from airlam.serving.bodies import BINARY, JSON, write_measurement, write_slot
+from airlam.serving.arrays import BINARY, JSON
+from airlam.serving.bodies import write_measurement, write_slot
 from airlam.serving.client import Client, RequestRefused
+from airlam.serving.downlink_bodies import Users, write_downlinks, write_users
+from airlam.serving.downlinks import Downlinks
 from airlam.serving.measurement import Measurement
-from airlam.specs import ArraySpec, ModelSpec, RunSpec, spec_to_toml
+from airlam.specs import ArraySpec, ModelSpec, PrecoderSpec, RunSpec, spec_to_toml
 from airlam.tasks.run_setting import write_setting
 
 NUM_REQUESTS = int(os.environ.get("AIRLAM_FUZZ_REQUESTS", "500"))
@@ -50,8 +56,15 @@ GOOD = Measurement(
     history=torch.randn(1, 4, 1, 2, 4, dtype=torch.complex64, generator=torch.Generator().manual_seed(0)),
     noise_variance=torch.full((1,), 0.1),
 )
+DRAWN = torch.randn(2, 3, 4, 4, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
+DOWNLINKS = Downlinks(
+    precoder="p", h=DRAWN[..., 0], noise_variance=torch.full((2,), 0.1), error_covariance=DRAWN @ DRAWN.mH
+)
+USERS = Users(measurement=GOOD, receiver_noise_variance=0.1)
 MAX_GROWTH_BYTES = 24 * 2**20
-PREDICT = "/v1/lams/a/predict"
+PREDICT, PRECODE = "/v1/lams/a/predict", "/v1/precoders/p/precode"
+PREDICT_AND_PRECODE = "/v1/lams/a/precoders/p/precode"
+DOWNLINKS_BODY = write_downlinks(DOWNLINKS)
 ODD_NUMBERS = (0, -1, 1, 2**31, 2**63, 2**70, -(2**63), 0.5, 1e300, float("nan"), float("inf"), True)
 ODD_VALUES = (*ODD_NUMBERS, None, "", "x" * 300, "\u0000", [], {}, [[]], [None], {"real": []})
 
@@ -69,17 +82,25 @@ class Server:
         with Client(self.url) as client:
             return client.predict(GOOD.lam, GOOD.history, GOOD.noise_variance)
 
+    def precoder(self) -> torch.Tensor:
+        with Client(self.url) as client:
+            return client.precode("p", DOWNLINKS.h, DOWNLINKS.noise_variance, DOWNLINKS.error_covariance)
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A run's folder, as fine-tuning leaves it, behind ``airlam serve``."""
+    """Runs' folders, as fine-tuning leaves them, behind ``airlam serve``."""
     spec = RunSpec(name="a", dataset="none.h5", model=ModelSpec(num_layers=1, num_paths=3, lora_rank=2))
     folder = tmp_path_factory.mktemp("a")
     lam_for(spec.model, SETTING, spec.training.seed).save(folder / "lam")
     write_setting(folder, SETTING)
     (folder / "run.toml").write_text(spec_to_toml(spec))
-    (folder / "summary.json").write_text("{}")
-    command = [sys.executable, "-P", "-m", "airlam", "serve", str(folder), "--port", "0"]
+    beams = tmp_path_factory.mktemp("p")
+    save_precoder(build_precoder(PrecoderSpec(width=8, num_edge_channels=2, num_layers=1)), beams / "lam")
+    (beams / "run.toml").write_text(spec_to_toml(RunSpec(name="p", dataset="none.h5", task="beamforming")))
+    for place in (folder, beams):
+        (place / "summary.json").write_text("{}")
+    command = [sys.executable, "-P", "-m", "airlam", "serve", str(folder), str(beams), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         yield Server(process.stdout.readline().strip(), process.pid)
@@ -227,17 +248,50 @@ def slots(draw: random.Random, session: str) -> bytes:
     return post(body, path=f"/v1/sessions/{session}/slots{number}")
 
 
+def odd_downlinks(draw: random.Random) -> bytes:
+    """What precoders are asked by, spoilt in its bytes, its tensors or its JSON."""
+    kind = draw.randrange(4)
+    if kind == 0:
+        path, body = draw.choice(((PRECODE, DOWNLINKS_BODY), (PREDICT_AND_PRECODE, write_users(USERS))))
+        spoilt = bytearray(body)
+        for _ in range(draw.choice((0, 1, 2, 8, 64))):
+            spoilt[draw.randrange(len(spoilt))] = draw.randrange(256)
+        end = draw.randrange(len(spoilt)) if draw.random() < 0.2 else len(spoilt)
+        return post(bytes(spoilt[:end]), path=path)
+    odd = draw.choice((float("nan"), float("inf"), 0.0, 1e-40, 1e38, -1e38, 1e20, 1e-20, -1.0))
+    if kind == 1:
+        tensors = {"channel": DOWNLINKS.h.clone(), "error_covariance": DRAWN @ DRAWN.mH}
+        spoilt_tensor = tensors[draw.choice(tuple(tensors))]
+        if draw.random() < 0.5:
+            spoilt_tensor.mul_(odd)
+        else:
+            spoilt_tensor.view(-1)[draw.randrange(spoilt_tensor.numel())] = odd
+        noise = torch.full((2,), draw.choice((0.1, odd)))
+        return post(save({**tensors, "noise_variance": noise}), path=PRECODE)
+    if kind == 2:
+        return post(write_users(replace(USERS, receiver_noise_variance=odd)), path=PREDICT_AND_PRECODE)
+    nested = {"real": DOWNLINKS.h.real.tolist(), "imag": DOWNLINKS.h.imag.tolist()}
+    given: Any = {"channel": nested, "noise_variance": [0.1, 0.1]}
+    *parents, last = draw.choice(list(places(given)))
+    within: Any = given
+    for key in parents:
+        within = within[key]
+    within[last] = draw.choice(ODD_VALUES)
+    return post(json.dumps(given).encode(), JSON, PRECODE)
+
+
 KINDS: tuple[Callable[[random.Random], bytes], ...] = (
     spoilt_bytes,
     spoilt_header,
     odd_tensors,
     odd_json,
     odd_http,
+    odd_downlinks,
 )
 
 
 def test_spoilt_requests_harm_nobody(server: Server) -> None:
-    expected, seen = server.prediction(), Counter[str]()
+    expected, precoder, seen = server.prediction(), server.precoder(), Counter[str]()
     with Client(server.url) as client:
         session = client.open_session("a")
     num_requests = 4 * NUM_REQUESTS // 5
@@ -247,16 +301,17 @@ def test_spoilt_requests_harm_nobody(server: Server) -> None:
         if number == settled:
             before = server.resident_bytes()
         draw = random.Random(number)
-        kind = KINDS[number % 6] if number % 6 < 5 else None
+        place = number % (len(KINDS) + 1)
+        kind = KINDS[place] if place < len(KINDS) else None
         sent = slots(draw, session) if kind is None else kind(draw)
         status = exchange(server, sent, is_whole=kind is not odd_http)
         assert 200 <= status < 500 if status else kind is odd_http, (number, status, sent[:300])
         seen[f"{kind.__name__ if kind else 'slots'} {status}"] += 1
     assert server.resident_bytes() - before < MAX_GROWTH_BYTES
-    assert {"spoilt_bytes 200", "spoilt_header 400", "odd_tensors 422", "odd_json 422", "slots 202"} <= set(
-        seen
-    )
+    common = {"spoilt_bytes 200", "spoilt_header 400", "odd_tensors 422", "odd_json 422", "slots 202"}
+    assert common | {"odd_downlinks 200", "odd_downlinks 422"} <= set(seen)
     torch.testing.assert_close(server.prediction(), expected, rtol=0, atol=0)
+    torch.testing.assert_close(server.precoder(), precoder, rtol=0, atol=0)
 
 
 def test_requests_after_the_document_get_no_5xx(server: Server) -> None:

@@ -17,7 +17,8 @@ import torch
 from airlam.errors import SpecError
 from airlam.model.build import lam_for
 from airlam.radio.channel import PredictionSetting
-from airlam.serving.bodies import BINARY, write_measurement
+from airlam.serving.arrays import BINARY
+from airlam.serving.bodies import write_measurement
 from airlam.serving.client import Client, RequestRefused, ServerLost
 from airlam.serving.lam_services import LamServices
 from airlam.serving.measurement import Measurement

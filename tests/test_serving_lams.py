@@ -80,7 +80,8 @@ def check_equal(lams: Mapping[str, LAM], requests: list[Measurement]) -> LamServ
     for request, future in zip(requests, services.predict(requests), strict=True):
         expected = predicted(lams[request.lam], request)
         assert future.shape == expected.shape
-        assert (future - expected).abs().max() <= 1e-5 * expected.abs().max(), request.lam
+        # products of matrices round by the size of the batch
+        assert (future - expected).abs().max() <= 3e-5 * expected.abs().max(), request.lam
     return services
 
 

@@ -5,7 +5,8 @@ import torch
 
 from airlam.errors import SpecError
 from airlam.model.graph_precoder import GraphPrecoder, build_precoder
-from airlam.serving.precoding import Downlinks, PrecoderServices
+from airlam.serving.downlinks import Downlinks
+from airlam.serving.precoding import PrecoderServices
 from airlam.specs import PrecoderSpec
 
 
@@ -35,7 +36,7 @@ def test_requests_of_one_size_run_together_and_get_what_they_would_alone() -> No
         downlinks("a", 3, 3, 8, seed=3),
     ]
     answers = services.precode(requests)
-    assert sorted(ran) == [("a", 1), ("a", 5), ("b", 1)]
+    assert sorted(ran) == [("precoder@a", 1), ("precoder@a", 5), ("precoder@b", 1)]
     for request, w in zip(requests, answers, strict=True):
         with torch.no_grad():
             alone = own[request.precoder].precode(request.h, request.noise_variance)

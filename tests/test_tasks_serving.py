@@ -6,17 +6,40 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from airlam.datasets.catalog import packaged_spec
 from airlam.datasets.generate import generate
 from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError, SpecError
-from airlam.specs import ModelSpec, PredictionSpec, RunSpec, SplitSizes, TrainingSpec, spec_to_toml
+from airlam.serving.downlinks import Downlinks
+from airlam.serving.monitoring import Metrics
+from airlam.serving.server import running
+from airlam.serving.services import PrecodingServices
+from airlam.specs import (
+    BeamformingSpec,
+    LinkSpec,
+    ModelSpec,
+    PrecoderSpec,
+    PredictionSpec,
+    RunSpec,
+    ServingSpec,
+    SplitSizes,
+    TrainingSpec,
+    spec_to_toml,
+)
+from airlam.tasks.beamforming_data import PilotCsi, read_views
+from airlam.tasks.beamforming_evaluation import test_downlinks as measured_downlinks
+from airlam.tasks.beamforming_methods import learned_precoder
+from airlam.tasks.beamforming_run import run_precoders
 from airlam.tasks.channel_prediction import DatasetLinks, quiet
+from airlam.tasks.replaying import replay_run
 from airlam.tasks.run_setting import SETTING_FILE, read_setting
 from airlam.tasks.runs import finetune, read_run
-from airlam.tasks.serving import served_lams
+from airlam.tasks.serving import served_lams, services_of
+from airlam.tasks.task import Run
 
 RUN = RunSpec(
     name="r",
@@ -24,6 +47,15 @@ RUN = RunSpec(
     prediction=PredictionSpec(num_history=8, num_horizon=2),
     model=ModelSpec(backbone="small", num_layers=1, num_paths=4),
     training=TrainingSpec(num_steps=2, batch_size=4, num_samples=8, validation_every_steps=2),
+)
+BEAMS = RunSpec(
+    name="b",
+    dataset="d.h5",
+    task="beamforming",
+    beamforming=BeamformingSpec(min_users=2, max_users=2, imitation_steps=0, csi="pilots", reused_share=0.5),
+    precoder=PrecoderSpec(width=8, num_edge_channels=2, num_layers=1, num_stages=2),
+    training=TrainingSpec(num_steps=2, batch_size=4, num_samples=8, validation_every_steps=2),
+    link=LinkSpec(num_users=2, snr_db=(10.0,)),
 )
 
 
@@ -57,6 +89,44 @@ def test_a_served_run_answers_its_own_users_and_ends_when_told(run: Path) -> Non
     assert server.returncode == 0
 
 
+@pytest.fixture(scope="module")
+def beams(run: Path) -> Path:
+    """A run of beamforming beside ``run``."""
+    return finetune(BEAMS, run.parents[1], run.parent, quiet)
+
+
+def test_runs_of_both_tasks_are_served_together(run: Path, beams: Path) -> None:
+    services = services_of([run, beams], Metrics())
+    assert isinstance(services, PrecodingServices) and dict(services.csi) == {"b": "pilots"}
+    (head,) = (source for source, target in services.graph.edges if target == "precoder@b")
+    assert head == services.graph.service_of("r", "head.channel_prediction")
+    with running(services, ServingSpec(port=0), Metrics()) as url:
+        for folder in (run, beams):
+            report = replay_run(folder, url, rate_per_s=10.0, duration_s=0.5)
+            assert report.num_requests == 5 and not report.failures
+    alone = services_of([beams], Metrics())
+    assert not alone.settings and len(alone.graph.services) == 1
+
+
+def test_what_is_precoded_is_what_was_evaluated(run: Path, beams: Path) -> None:
+    with ChannelDataset.open(read_run(run).dataset) as dataset:
+        own = read_run(beams).beamforming
+        assert own is not None
+        pilots = PilotCsi.fit(own, read_views(dataset, "train", np.arange(8), quiet).h)
+        made = Run(spec=read_run(beams), dataset=dataset, folder=beams, on_progress=quiet)
+        _, known = measured_downlinks(made, pilots).known(slice(0, 2))
+    expected = learned_precoder(run_precoders([beams])["b"])(known, 0.1)
+    asked = Downlinks(
+        precoder="b",
+        h=known.h,
+        noise_variance=torch.full((2,), 0.1),
+        error_covariance=known.error_covariance,
+    )
+    services = services_of([beams], Metrics())
+    assert isinstance(services, PrecodingServices)
+    torch.testing.assert_close(services.precode([asked])[0], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_run_folder_is_served_without_its_dataset(run: Path, tmp_path: Path) -> None:
     spec = read_run(run)
     with ChannelDataset.open(spec.dataset) as dataset:
@@ -81,6 +151,15 @@ def test_a_run_of_another_task_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(SpecError, match="task 'beamforming'"):
         served_lams([tmp_path])
+
+
+def test_a_precoder_with_a_predictor_of_its_own_is_refused(tmp_path: Path) -> None:
+    own = BeamformingSpec(csi="predicted", predictor="runs/r")
+    spec = RunSpec(name="b", dataset="d.h5", task="beamforming", beamforming=own)
+    (tmp_path / "run.toml").write_text(spec_to_toml(spec))
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(SpecError, match="a predictor of its own"):
+        services_of([tmp_path], Metrics())
 
 
 def test_two_runs_of_one_name_are_refused(run: Path) -> None:

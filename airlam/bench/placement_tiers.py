@@ -1,9 +1,10 @@
 """Two tiers in the setting of Zhu et al. (2601.19563): who answers more requests on time.
 
-Parameters are drawn from the ranges of their table; topology, chains, mobility and slots are not known and
-are ours: a few servers and more devices, each pair joined by a wire, tasks of three to five services that
-begin with a light one, users whose access node changes. All strategies serve the same requests; every
-baseline has the instances that the mean load asks for, and the light tier a budget of what these cost.
+Parameters are drawn from the ranges of their table, where a byte of work counts as a FLOP; topology, chains,
+mobility and slots are not known and are ours: a few servers and more devices, each pair joined by a wire
+without latency, tasks of three to five services that begin with a light one, users whose access node changes.
+All strategies serve the same requests; every baseline has the instances that the mean load asks for, and the
+light tier a budget of what these cost.
 """
 
 import dataclasses
@@ -75,9 +76,9 @@ def _core(rng: np.random.Generator, index: int) -> TierService:
         name=f"core{index}",
         is_core=True,
         needs=_drawn(rng, ((2, 16), (1, 4), (4, 32), (4, 32))),
-        work_bytes=float(rng.uniform(2, 16)) * _MB,
+        work_flops=float(rng.uniform(2, 16)) * _MB,
         output_bytes=float(rng.uniform(0.1, 1)) * _MB,
-        speed_bytes_per_s=float(rng.uniform(8, 32)) * _MB / _MS,
+        speed_flops_per_s=float(rng.uniform(8, 32)) * _MB / _MS,
         deploy_cost=20.0,
         maintain_cost=4.0,
     )
@@ -89,9 +90,9 @@ def _light(rng: np.random.Generator, index: int) -> TierService:
         name=f"light{index}",
         is_core=False,
         needs=_drawn(rng, ((0.5, 2), (0, 0.5), (0.25, 4), (0, 1))),
-        work_bytes=float(rng.uniform(0.5, 2)) * _MB,
+        work_flops=float(rng.uniform(0.5, 2)) * _MB,
         output_bytes=float(rng.uniform(0.25, 1.5)) * _MB,
-        speed_bytes_per_s=shape * float(rng.uniform(1, 20)) * _MB / _MS,
+        speed_flops_per_s=shape * float(rng.uniform(1, 20)) * _MB / _MS,
         shape_per_s=shape / _MS,
         deploy_cost=4.0,
         maintain_cost=1.0,

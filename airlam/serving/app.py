@@ -1,13 +1,16 @@
-"""The HTTP interface of the services: predictions, sessions, health, metrics; described at /openapi.json.
+"""The HTTP interface of the services: predictions, precoders, health, metrics; described at /openapi.json.
 
 | path | does |
 |---|---|
 | POST /v1/lams/{lam}/predict | predicts from whole histories |
 | POST /v1/predict?lam=A&lam=B | predicts by several LAMs from one measurement |
 | POST /v1/lams/{lam}/sessions | opens a session, in which the server keeps a user's history |
+| POST /v1/precoders/{precoder}/precode | finds precoders of downlinks |
+| POST /v1/lams/{lam}/precoders/{precoder}/precode | predicts users' channels, and finds precoders of these |
 | POST /v1/sessions/{session}/slots | takes a slot's measurement; predicts once the history is whole |
 | DELETE /v1/sessions/{session} | forgets it |
-| GET /v1/lams, /v1/graph, /v1/load | shapes that each LAM takes and gives; who shares what; at work |
+| GET /v1/lams, /v1/precoders | what each takes and gives |
+| GET /v1/graph, /v1/load | who shares what; at work |
 | GET /healthz, /readyz, /metrics | alive; takes requests; Prometheus |
 | GET / | a page that shows graph and load |
 """
@@ -23,28 +26,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from airlam.serving.bodies import BINARY, JSON, JsonMeasurement, JsonSlot
-from airlam.serving.description import Body, Endpoint, openapi
+from airlam.serving.arrays import BINARY, JSON
+from airlam.serving.beamforming import Beamforming
+from airlam.serving.bodies import JsonMeasurement, JsonSlot
+from airlam.serving.description import REFUSALS, Body, Endpoint, openapi
 from airlam.serving.monitoring import Metrics
 from airlam.serving.predictions import Predictions, refusal
 from airlam.serving.reading import DEADLINE, LAMS, SLOT
 from airlam.serving.renewal import Load, Renewal
-from airlam.serving.services import Services
+from airlam.serving.services import PrecodingServices, Services
 from airlam.serving.telling import Told
 from airlam.specs import ServingSpec
 
 _FUTURE = {BINARY: "future", JSON: ""}
-_REFUSALS = {
-    400: "Cut short, or no safetensors or JSON.",
-    404: "No such LAM or session.",
-    408: "The body came too slowly.",
-    413: "The body is larger than this LAM can want.",
-    415: "Another media type.",
-    422: "Another dtype or shape, or numbers that nothing can be predicted from.",
-    429: "The queue is full; see Retry-After.",
-    503: "The server is about to end.",
-    504: "The deadline passed while the request waited.",
-}
 
 
 def create_app(
@@ -59,12 +53,20 @@ def create_app(
         with _renewed_on_hangup(serving, load):
             yield
             await serving.batcher.drain()
+            if beamforming is not None:  # last: what is predicted may still want precoders
+                await beamforming.batcher.drain()
 
-    told = Told(serving)
-    endpoints = (*_predicting(serving), *told.endpoints())
+    beamforming = Beamforming(serving) if isinstance(services, PrecodingServices) else None
+    told = Told(serving, beamforming)
+    predicting = _predicting(serving) if services.settings else ()
+    precoding = () if beamforming is None else beamforming.endpoints()
+    endpoints = (*predicting, *precoding, *told.endpoints())
 
     async def describe(request: Request) -> Response:
-        return JSONResponse(openapi(endpoints, list(serving.services.settings)))
+        known = {"lam": list(serving.services.settings)}
+        if beamforming is not None:
+            known["precoder"] = list(beamforming.csi)
+        return JSONResponse(openapi(endpoints, known))
 
     app = Starlette(
         routes=[*(each.route for each in endpoints), *told.assets(), Route("/openapi.json", describe)],
@@ -99,7 +101,7 @@ def _renewed_on_hangup(serving: Predictions, load: Load | None) -> Iterator[None
 def _predicting(serving: Predictions) -> tuple[Endpoint, ...]:
     """The paths that take measurements, those asked most first: routes are tried in order."""
     taken = {202: "The slot is taken, the history not whole yet.", 409: "The slot is not after the last one."}
-    answers = {200: "The prediction.", **_REFUSALS}
+    answers = {200: "The prediction.", **REFUSALS}
     return (
         Endpoint(
             method="POST",
@@ -132,7 +134,7 @@ def _predicting(serving: Predictions) -> tuple[Endpoint, ...]:
             method="POST",
             path="/v1/lams/{lam}/sessions",
             handler=serving.open_session,
-            answers={201: "The session's name.", 404: _REFUSALS[404], 429: "All sessions are taken."},
+            answers={201: "The session's name.", 404: REFUSALS[404], 429: "All sessions are taken."},
         ),
         Endpoint(
             method="DELETE",

@@ -1,7 +1,8 @@
 """Requests become batches: what waits while a batch runs is the next one.
 
 No request waits for company: alone it runs at once, under load batches fill themselves. The queue is bounded
-in links; the nearest deadline goes first, and what has missed its deadline is told so and does not run.
+in what its requests count as their size, which is links where channels are predicted; the nearest deadline
+goes first, and what has missed its deadline is told so and does not run.
 """
 
 import asyncio
@@ -11,15 +12,30 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from airlam.serving.measurement import Measurement
-
-Predict = Callable[[Sequence[Measurement]], list[torch.Tensor]]
 _log = logging.getLogger(__name__)
 _SMOOTHING = 0.1  # of the seconds that a link takes, as the queue's pace is estimated
 _PAUSE_SHARE = 0.03  # of a batch's duration, before the next one starts with room to spare
+
+
+class Asked(Protocol):
+    """A request as the queue sees it."""
+
+    @property
+    def name(self) -> str:
+        """Of whom it asks."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """What it takes of a batch and of the queue."""
+        ...
+
+
+Request = TypeVar("Request", bound=Asked)
 
 
 class NotServed(Exception):
@@ -27,7 +43,7 @@ class NotServed(Exception):
 
 
 class QueueFull(NotServed):
-    """More links wait than may; retry_after_s is when the queue should have emptied."""
+    """More waits than may; retry_after_s is when the queue should have emptied."""
 
     def __init__(self, retry_after_s: float) -> None:
         super().__init__(f"the queue is full; try again in {retry_after_s:.2g} s")
@@ -43,37 +59,39 @@ class Draining(NotServed):
 
 
 class Unpredictable(NotServed):
-    """No finite prediction comes of these numbers."""
+    """Nothing finite comes of these numbers."""
 
 
 Answer = torch.Tensor | Unpredictable
 
 
 @dataclass(order=True, slots=True)
-class _Waiting:
+class _Waiting(Generic[Request]):
     """A request in the queue: the nearest deadline first, then the first come."""
 
     deadline_s: float
     number: int
-    measurement: Measurement = field(compare=False)
+    request: Request = field(compare=False)
     answer: "asyncio.Future[torch.Tensor]" = field(compare=False)
 
 
-class Batcher:
-    """One queue before one worker thread; all but the prediction runs in one event loop."""
+class Batcher(Generic[Request]):
+    """One queue before one worker thread; all but the models runs in one event loop."""
 
     def __init__(
         self,
-        predict: Predict,
+        predict: Callable[[Sequence[Request]], list[torch.Tensor]],
         *,
         max_batch_links: int,
         max_queued_links: int,
         on_batch: Callable[[int, float], None] = lambda links, duration_s: None,
     ) -> None:
-        """on_batch: told the links of each batch and the seconds that it took, in the worker thread."""
+        """predict: answers the requests of a batch, in the worker thread. on_batch: told the links (or what
+        else sizes count) of each batch and the seconds that it took, there too.
+        """
         self._predict, self._on_batch = predict, on_batch
         self._max_batch, self._max_queued = max_batch_links, max_queued_links
-        self._heap: list[_Waiting] = []
+        self._heap: list[_Waiting[Request]] = []
         self._count = 0
         self._s_per_link = self._last_s = 0.0
         self._busy = False
@@ -83,29 +101,29 @@ class Batcher:
         self.queued_links = 0
         self.draining = False
 
-    async def submit(self, measurement: Measurement, deadline_s: float) -> torch.Tensor:
-        """The prediction, within ``deadline_s`` seconds of now; NotServed where there is none."""
-        (answer,) = self._enqueue([measurement], deadline_s)
+    async def submit(self, request: Request, deadline_s: float) -> torch.Tensor:
+        """The answer, within ``deadline_s`` seconds of now; NotServed where there is none."""
+        (answer,) = self._enqueue([request], deadline_s)
         return await answer
 
-    async def submit_all(self, measurements: Sequence[Measurement], deadline_s: float) -> list[torch.Tensor]:
-        """All predictions or none; side by side in the queue, so in one batch where they fit it."""
-        return await asyncio.gather(*self._enqueue(measurements, deadline_s))
+    async def submit_all(self, requests: Sequence[Request], deadline_s: float) -> list[torch.Tensor]:
+        """All answers or none; side by side in the queue, so in one batch where they fit it."""
+        return await asyncio.gather(*self._enqueue(requests, deadline_s))
 
     def _enqueue(
-        self, measurements: Sequence[Measurement], deadline_s: float
+        self, requests: Sequence[Request], deadline_s: float
     ) -> list["asyncio.Future[torch.Tensor]"]:
-        num_links = sum(map(len, measurements))
+        num_links = sum(request.size for request in requests)
         if self.draining:
             raise Draining("the server is about to end; ask another one")
         if self.queued_links + num_links > self._max_queued:
             raise QueueFull(self.queued_links * self._s_per_link)
         loop = asyncio.get_running_loop()
         limit_s, answers = loop.time() + deadline_s, []
-        for measurement in measurements:
+        for request in requests:
             self._count += 1
             answers.append(loop.create_future())
-            heapq.heappush(self._heap, _Waiting(limit_s, self._count, measurement, answers[-1]))
+            heapq.heappush(self._heap, _Waiting(limit_s, self._count, request, answers[-1]))
         self.queued_links += num_links
         if not self._busy:
             self._run_next(loop)
@@ -127,48 +145,48 @@ class Batcher:
         self._busy = bool(batch)
         if batch:
             self._idle.clear()
-            job = self._pool.submit(self._answers, [waiting.measurement for waiting in batch])
+            job = self._pool.submit(self._answers, [waiting.request for waiting in batch])
             job.add_done_callback(lambda done: loop.call_soon_threadsafe(self._hand_out, batch, done, loop))
         else:
             self._idle.set()
 
-    def _take(self, now_s: float) -> list[_Waiting]:
+    def _take(self, now_s: float) -> list[_Waiting[Request]]:
         """The next batch; empty where nothing waits."""
-        batch: list[_Waiting] = []
+        batch: list[_Waiting[Request]] = []
         room = self._max_batch
-        while self._heap and len(self._heap[0].measurement) <= room:
+        while self._heap and self._heap[0].request.size <= room:
             waiting = heapq.heappop(self._heap)
-            self.queued_links -= len(waiting.measurement)
+            self.queued_links -= waiting.request.size
             if waiting.answer.cancelled():  # whoever asked is gone
                 continue
             if waiting.deadline_s < now_s:
                 waiting.answer.set_exception(DeadlineMissed("the deadline passed while the request waited"))
                 continue
             batch.append(waiting)
-            room -= len(waiting.measurement)
+            room -= waiting.request.size
         return batch
 
-    def _answers(self, measurements: list[Measurement]) -> list[Answer]:
+    def _answers(self, requests: list[Request]) -> list[Answer]:
         """What each request of a batch is answered; runs in the worker thread."""
         started_s = time.perf_counter()
-        found = self._predicted(measurements)
-        self._last_s, num_links = time.perf_counter() - started_s, sum(map(len, measurements))
+        found = self._answered(requests)
+        self._last_s, num_links = time.perf_counter() - started_s, sum(each.size for each in requests)
         self._s_per_link += _SMOOTHING * (self._last_s / num_links - self._s_per_link)
         self._on_batch(num_links, self._last_s)
         return found
 
-    def _predicted(self, measurements: Sequence[Measurement]) -> list[Answer]:
-        """Numbers that nothing can be predicted from fail their own request only."""
+    def _answered(self, requests: Sequence[Request]) -> list[Answer]:
+        """Numbers that nothing comes of fail their own request only."""
         try:
-            return [_finite(future) for future in self._predict(measurements)]
+            return [_finite(found) for found in self._predict(requests)]
         except (RuntimeError, ValueError) as error:  # torch's of a matrix it cannot factor; our own DataError
-            if len(measurements) > 1:
-                return [answer for one in measurements for answer in self._predicted([one])]
-            _log.warning("no prediction for a request to %s: %s", measurements[0].lam, error)
-            return [Unpredictable("no prediction comes of these numbers; check their scale")]
+            if len(requests) > 1:
+                return [answer for one in requests for answer in self._answered([one])]
+            _log.warning("no answer to a request to %s: %s", requests[0].name, error)
+            return [Unpredictable("nothing comes of these numbers; check their scale")]
 
     def _hand_out(
-        self, batch: list[_Waiting], done: "Future[list[Answer]]", loop: asyncio.AbstractEventLoop
+        self, batch: list[_Waiting[Request]], done: "Future[list[Answer]]", loop: asyncio.AbstractEventLoop
     ) -> None:
         error = done.exception()  # of the program, not of the numbers: whoever waits is to know
         for index, waiting in enumerate(batch):
@@ -187,7 +205,7 @@ class Batcher:
             self._run_next(loop)
 
 
-def _finite(future: torch.Tensor) -> Answer:
-    if torch.isfinite(torch.view_as_real(future).sum()):
-        return future
-    return Unpredictable("no finite prediction comes of these numbers; check their scale")
+def _finite(found: torch.Tensor) -> Answer:
+    if torch.isfinite(torch.view_as_real(found).sum()):
+        return found
+    return Unpredictable("nothing finite comes of these numbers; check their scale")

@@ -10,8 +10,11 @@ from urllib.parse import quote, urlencode, urlsplit
 import torch
 
 from airlam.errors import AirlamError, SpecError
-from airlam.serving.bodies import BINARY, read_future, read_futures, write_measurement, write_slot
+from airlam.serving.arrays import BINARY
+from airlam.serving.bodies import read_future, read_futures, write_measurement, write_slot
 from airlam.serving.connection import Connection
+from airlam.serving.downlink_bodies import Users, read_precoder, write_downlinks, write_users
+from airlam.serving.downlinks import Downlinks
 from airlam.serving.measurement import Measurement
 
 _IDLE_S = 30.0  # well within what the server keeps an idle connection for
@@ -72,6 +75,53 @@ class Client:
         query = _query(lam=list(lams), deadline_ms=deadline_ms)
         body = self._ask("POST", f"/v1/predict{query}", write_measurement(measurement))
         return read_futures(body, lams)
+
+    def precoders(self) -> dict[str, Any]:
+        """The precoders that are served, with what they take and give."""
+        found: dict[str, Any] = json.loads(self.get("/v1/precoders"))
+        return found
+
+    def precode(
+        self,
+        precoder: str,
+        channel: torch.Tensor,
+        noise_variance: torch.Tensor,
+        error_covariance: torch.Tensor | None = None,
+        deadline_ms: float | None = None,
+    ) -> torch.Tensor:
+        """Precoders of total power 1: complex64 [downlinks, num_bs_ant, num_users].
+
+        channel: complex64 [downlinks, num_users, num_bs_ant]. noise_variance: float32 [downlinks], of the
+        users' receivers over the total power. error_covariance: complex64 [downlinks, num_users, num_bs_ant,
+        num_bs_ant], where channels are estimates. RequestRefused where there is none; SpecError for what
+        has none anywhere.
+        """
+        downlinks = Downlinks(
+            precoder=precoder, h=channel, noise_variance=noise_variance, error_covariance=error_covariance
+        )
+        path = f"/v1/precoders/{_name(precoder)}/precode{_query(deadline_ms=deadline_ms)}"
+        return read_precoder(self._ask("POST", path, write_downlinks(downlinks)))
+
+    def predict_and_precode(
+        self,
+        lam: str,
+        precoder: str,
+        history: torch.Tensor,
+        noise_variance: torch.Tensor,
+        receiver_noise_variance: float,
+        deadline_ms: float | None = None,
+    ) -> torch.Tensor:
+        """Precoders for what ``lam`` predicts of users who are served together, a user a row of the history.
+
+        Histories as in ``predict``, of which each user's first antenna receives. receiver_noise_variance: of
+        the users' receivers over the total power of 1. Returns complex64 [num_horizon, num_subcarriers,
+        num_bs_ant, num_users].
+        """
+        measurement = Measurement(lam=lam, history=history, noise_variance=noise_variance)
+        users = Users(measurement=measurement, receiver_noise_variance=receiver_noise_variance)
+        query = _query(deadline_ms=deadline_ms)
+        path = f"/v1/lams/{_name(lam)}/precoders/{_name(precoder)}/precode{query}"
+        return read_precoder(self._ask("POST", path, write_users(users)))
 
     def open_session(self, lam: str) -> str:
         """A session's name, for ``add_slot``."""

@@ -15,9 +15,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from airlam.serving.bodies import BINARY, JSON
+from airlam.serving.arrays import BINARY, JSON
 
 Handler = Callable[[Request], Awaitable[Response]]
+REFUSALS = {
+    400: "Cut short, or no safetensors or JSON.",
+    404: "No model or session of this name.",
+    408: "The body came too slowly.",
+    413: "The body is larger than can be wanted here.",
+    415: "Another media type.",
+    422: "Another dtype or shape, or numbers that nothing can be found from.",
+    429: "The queue is full; see Retry-After.",
+    503: "The server is about to end.",
+    504: "The deadline passed while the request waited.",
+}
 _SCHEMAS = "#/components/schemas/"
 
 
@@ -91,11 +102,11 @@ class Endpoint:
         return described
 
 
-def openapi(endpoints: Sequence[Endpoint], lams: Sequence[str]) -> dict[str, Any]:
-    """The document of all paths of a server that has these LAMs."""
+def openapi(endpoints: Sequence[Endpoint], known: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The document of all paths of a server. known: the values that some of the paths' parts can take."""
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in endpoints:
-        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = endpoint.described({"lam": lams})
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = endpoint.described(known)
     bodies = {endpoint.body.json for endpoint in endpoints if endpoint.body is not None}
     ordered = sorted(bodies, key=lambda kind: kind.__name__)
     _, defined = models_json_schema(
@@ -106,7 +117,7 @@ def openapi(endpoints: Sequence[Endpoint], lams: Sequence[str]) -> dict[str, Any
         "openapi": "3.1.0",
         "info": {
             "title": "airlam",
-            "summary": "Predictions of radio channels.",
+            "summary": "Predictions of radio channels, and precoders for them.",
             "version": version("airlam"),
         },
         "paths": paths,

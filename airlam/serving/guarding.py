@@ -5,17 +5,20 @@ one request may go different ways; the LAM untuned is one more LAM on the same b
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
+from airlam.radio.channel import PredictionSetting
 from airlam.radio.prediction.base import Predictor
 from airlam.radio.prediction.guard import Guarded
 from airlam.radio.prediction.path_eb import PathEb
-from airlam.serving.lam_services import LamServices, Observe
+from airlam.serving.lam_services import Observe
 from airlam.serving.measurement import Measurement
 from airlam.serving.service_graph import Service, ServiceGraph
+from airlam.serving.services import Services
 
 TUNED, UNTUNED, CLASSICAL = 0, 1, 2
 PATH_EB = "path_eb"
@@ -59,6 +62,20 @@ def untuned_name(lam: str) -> str:
     return f"{lam}~untuned"
 
 
+def path_eb_service(lam: str) -> str:
+    """What Path-EB is called where it stands in for a LAM."""
+    return f"{PATH_EB}@{lam}"
+
+
+class Lams(Services, Protocol):
+    """Services of LAMs that know how large these are."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all weights."""
+        ...
+
+
 class GuardedServices:
     """Services of LAMs with guards; implements ``Services``.
 
@@ -67,15 +84,17 @@ class GuardedServices:
 
     def __init__(
         self,
-        services: LamServices,
+        services: Lams,
         guards: Mapping[str, LinkGuard],
         observe: Observe = lambda service, links, duration_s: None,
+        classical: Callable[[PredictionSetting, str], Predictor] = lambda setting, lam: PathEb(setting),
     ) -> None:
+        """classical: Path-EB for a LAM's links, of its setting and its name."""
         self._services, self._guards, self._observe = services, guards, observe
         hidden = {untuned_name(lam) for lam in guards}
         self.settings = {lam: s for lam, s in services.settings.items() if lam not in hidden}
         self._classical = {
-            lam: PathEb(self.settings[lam]) for lam, guard in guards.items() if guard.uses(CLASSICAL)
+            lam: classical(self.settings[lam], lam) for lam, guard in guards.items() if guard.uses(CLASSICAL)
         }
         self.graph = _with_path_eb(services.graph, tuple(self._classical))
 
@@ -110,7 +129,7 @@ class GuardedServices:
     def _classically(self, part: Measurement) -> torch.Tensor:
         started_s = time.perf_counter()
         future = self._classical[part.lam].predict(part.history, part.noise_variance)
-        self._observe(f"{PATH_EB}@{part.lam}", len(part), time.perf_counter() - started_s)
+        self._observe(path_eb_service(part.lam), len(part), time.perf_counter() - started_s)
         return future
 
 
@@ -137,5 +156,5 @@ def _joined(parts: Mapping[int, torch.Tensor], place: torch.Tensor) -> torch.Ten
 
 def _with_path_eb(graph: ServiceGraph, lams: Sequence[str]) -> ServiceGraph:
     """The graph with a service of its own for each LAM that falls back to Path-EB."""
-    added = tuple(Service(name=f"{PATH_EB}@{lam}", module=PATH_EB, tasks=(lam,)) for lam in lams)
+    added = tuple(Service(name=path_eb_service(lam), module=PATH_EB, tasks=(lam,)) for lam in lams)
     return replace(graph, services=(*graph.services, *added))

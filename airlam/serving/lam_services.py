@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from airlam.model.base import PredictionHead
+from airlam.model.base import Context, PredictionHead
 from airlam.model.lam import CHANNEL_PREDICTION, LAM
 from airlam.model.storage import fingerprint
 from airlam.radio.channel import PredictionSetting
@@ -64,32 +64,23 @@ class LamServices:
 
     def warm(self) -> None:
         """Has each LAM predict something: first passes take longer than all later ones."""
-        random = torch.Generator().manual_seed(0)
-        for name, setting in self.settings.items():
-            shape = slot_shape(setting, 1, setting.num_history)
-            history = torch.randn(shape, dtype=torch.complex64, generator=random)
-            self.predict([Measurement(lam=name, history=history, noise_variance=torch.ones(1))])
+        for measurement in first_measurements(self.settings):
+            self.predict([measurement])
 
     def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
         """The future that each request asks for: complex64 [links, num_horizon, num_user_ant, num_bs_ant,
         num_target_subcarriers].
         """
-        by_lam: dict[str, list[int]] = {}
-        for index, request in enumerate(requests):
-            by_lam.setdefault(request.lam, []).append(index)
-        with torch.no_grad():
-            tokens = self._tokens({name: [requests[i] for i in own] for name, own in by_lam.items()})
-            futures = {
-                name: found
-                for names, group in self._groups
-                for name, found in self._run(names, group, tokens)
-            }
-        answers: dict[int, torch.Tensor] = {}
-        for name, own in by_lam.items():
-            answers |= zip(own, torch.split(futures[name], [len(requests[i]) for i in own]), strict=True)
-        return [answers[index] for index in range(len(requests))]
+        return answers_of(requests, self._futures)
 
-    def _tokens(self, asked: Mapping[str, Sequence[Measurement]]) -> dict[str, TokenBatch]:
+    @torch.inference_mode()
+    def _futures(self, asked: Mapping[str, Sequence[Measurement]]) -> dict[str, torch.Tensor]:
+        tokens = self.tokens(asked)
+        hidden = self.hidden(tokens)
+        return {name: self.future(name, own, tokens[name].context) for name, own in hidden.items()}
+
+    @torch.inference_mode()
+    def tokens(self, asked: Mapping[str, Sequence[Measurement]]) -> dict[str, TokenBatch]:
         """Each LAM's tokens, in the order of its requests; one pass of each tokeniser."""
         sharing: dict[str, list[str]] = {}
         for name in asked:
@@ -109,10 +100,25 @@ class LamServices:
                 found[name] = for_setting(own, tokenizer, self.settings[name])
         return found
 
+    @torch.inference_mode()
+    def hidden(self, tokens: Mapping[str, TokenBatch]) -> dict[str, torch.Tensor]:
+        """What a LAM's tokens are behind its backbone, float32 [links, num_tokens, width]; one pass of each.
+
+        The tokens' context is not looked at.
+        """
+        return {name: own for names, group in self._groups for name, own in self._run(names, group, tokens)}
+
+    @torch.inference_mode()
+    def future(self, lam: str, hidden: torch.Tensor, context: Context) -> torch.Tensor:
+        """What a LAM's head makes of ``hidden`` and its tokens' context: as ``predict`` of all its links."""
+        head = self._own[lam].head
+        with self._timed(self.graph.service_of(lam, HEAD), len(hidden)):
+            return head.channel(cast(nn.Module, head)(hidden, context), context)
+
     def _run(
         self, names: Sequence[str], group: SharedBackbone, tokens: Mapping[str, TokenBatch]
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """The futures of the LAMs of one backbone, all rows in one pass of it."""
+        """What the LAMs of one backbone have behind it, all rows in one pass."""
         present = [name for name in names if name in tokens]
         if not present:
             return
@@ -129,10 +135,7 @@ class LamServices:
         hidden = group.run(embedded, mask, counts, timed)
         rows = torch.split(hidden, [len(tokens[name]) for name in present])
         for name, own in zip(present, rows, strict=True):
-            head, batch = self._own[name].head, tokens[name]
-            with self._timed(self.graph.service_of(name, HEAD), len(batch)):
-                output = cast(nn.Module, head)(own[:, : batch.mask.shape[1]], batch.context)
-                yield name, head.channel(output, batch.context)
+            yield name, own[:, : tokens[name].mask.shape[1]]  # [links, num_tokens, width]
 
     def _embedded(self, name: str, tokens: TokenBatch) -> torch.Tensor:
         with self._timed(self.graph.service_of(name, "embedding"), len(tokens)):
@@ -146,6 +149,35 @@ class LamServices:
 
 
 HEAD = "head." + CHANNEL_PREDICTION
+
+
+def first_measurements(settings: Mapping[str, PredictionSetting]) -> list[Measurement]:
+    """One link of noise for each LAM, to begin with."""
+    random = torch.Generator().manual_seed(0)
+    shapes = {name: slot_shape(setting, 1, setting.num_history) for name, setting in settings.items()}
+    return [
+        Measurement(
+            lam=name,
+            history=torch.randn(shape, dtype=torch.complex64, generator=random),
+            noise_variance=torch.ones(1),
+        )
+        for name, shape in shapes.items()
+    ]
+
+
+def answers_of(
+    requests: Sequence[Measurement],
+    futures_of: Callable[[Mapping[str, Sequence[Measurement]]], Mapping[str, torch.Tensor]],
+) -> list[torch.Tensor]:
+    """Each request's own links of what is predicted of each LAM's requests together."""
+    by_lam: dict[str, list[int]] = {}
+    for index, request in enumerate(requests):
+        by_lam.setdefault(request.lam, []).append(index)
+    futures = futures_of({name: [requests[i] for i in own] for name, own in by_lam.items()})
+    answers: dict[int, torch.Tensor] = {}
+    for name, own in by_lam.items():
+        answers |= zip(own, torch.split(futures[name], [len(requests[i]) for i in own]), strict=True)
+    return [answers[index] for index in range(len(requests))]
 
 
 def _groups(lams: Mapping[str, LAM]) -> list[list[str]]:

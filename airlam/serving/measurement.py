@@ -22,6 +22,16 @@ class Measurement:
     def __len__(self) -> int:
         return len(self.history)
 
+    @property
+    def name(self) -> str:
+        """Of whom it asks."""
+        return self.lam
+
+    @property
+    def size(self) -> int:
+        """Links."""
+        return len(self.history)
+
 
 def history_of(setting: PredictionSetting) -> PredictionSetting:
     """What of a setting a measurement has to agree with: all but what is to be predicted."""

@@ -1,8 +1,11 @@
 """What Prometheus reads of a server, in a registry of its own."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+from airlam.serving.histograms import Histogram
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _LINKS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -28,40 +31,31 @@ class Metrics:
         self._requests = Counter(
             "airlam_requests", "Requests by LAM and HTTP status.", ["lam", "status"], registry=self._registry
         )
-        self._latency = Histogram(
-            "airlam_request_seconds",
-            "From a request's header to its answer.",
-            ["lam"],
-            buckets=_SECONDS,
-            registry=self._registry,
+        self._latency = self._histogram(
+            "airlam_request_seconds", "From a request's header to its answer.", _SECONDS, "lam"
         )
-        self._service = Histogram(
-            "airlam_service_seconds",
-            "One pass of a service.",
-            ["service"],
-            buckets=_SECONDS,
-            registry=self._registry,
+        self._service = self._histogram(
+            "airlam_service_seconds", "One pass of a service.", _SECONDS, "service"
         )
-        self._batch = Histogram(
-            "airlam_batch_links", "Links that ran together.", buckets=_LINKS, registry=self._registry
-        )
-        self._batch_time = Histogram(
-            "airlam_batch_seconds", "One batch.", buckets=_SECONDS, registry=self._registry
-        )
+        self._batch = self._histogram("airlam_batch_links", "Links that ran together.", _LINKS)
+        self._batch_time = self._histogram("airlam_batch_seconds", "One batch.", _SECONDS)
         self._renewals = Counter(
             "airlam_renewals", "Exchanges of all LAMs by outcome.", ["outcome"], registry=self._registry
         )
         self._queued = Gauge("airlam_queued_links", "Links that wait.", registry=self._registry)
+        self._coefficients = Gauge(
+            "airlam_queued_coefficients", "Coefficients that wait for precoders.", registry=self._registry
+        )
         self._sessions = Gauge("airlam_sessions", "Users whose history is kept.", registry=self._registry)
 
     def answered(self, lam: str, status: int, duration_s: float) -> None:
         """A request has its answer."""
         self._requests.labels(lam, str(status)).inc()
-        self._latency.labels(lam).observe(duration_s)
+        self._latency.observe(duration_s, lam)
 
     def service_ran(self, service: str, num_links: int, duration_s: float) -> None:
         """A service has run for some links."""
-        self._service.labels(service).observe(duration_s)
+        self._service.observe(duration_s, service)
 
     def batch_ran(self, num_links: int, duration_s: float) -> None:
         """A batch has run."""
@@ -94,8 +88,14 @@ class Metrics:
                     batches[place] = sample.value
         return {"requests": requests, "services": services, "batches": batches}
 
-    def text(self, *, queued_links: int, num_sessions: int) -> bytes:
+    def text(self, *, queued_links: int, num_sessions: int, queued_coefficients: int = 0) -> bytes:
         """All of it in Prometheus' text format, with what holds at this moment."""
         self._queued.set(queued_links)
+        self._coefficients.set(queued_coefficients)
         self._sessions.set(num_sessions)
         return generate_latest(self._registry)
+
+    def _histogram(
+        self, name: str, about: str, bounds: Sequence[float], label: str | None = None
+    ) -> Histogram:
+        return Histogram(name=name, about=about, bounds=bounds, label=label).registered(self._registry)

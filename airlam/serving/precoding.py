@@ -2,46 +2,16 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from airlam.model.graph_precoder import GraphPrecoder
+from airlam.serving.downlinks import Csi, Downlinks
 from airlam.specs import require
 
 Observe = Callable[[str, int, float], None]
-"""(precoder, downlinks, seconds): told after each batch."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Downlinks:
-    """What one request asks: precoders of some downlinks, by one graph precoder.
-
-    h: complex64 [downlinks, num_users, num_bs_ant], row k user k's channel as known. noise_variance: float32
-    [downlinks], of each user's receiver over the total power of 1. SpecError for what has no precoder.
-    """
-
-    precoder: str
-    h: torch.Tensor
-    noise_variance: torch.Tensor
-
-    def __post_init__(self) -> None:
-        require(
-            self.h.ndim == 3 and self.h.dtype == torch.complex64 and bool(self.h.numel()),
-            f"h is {tuple(self.h.shape)} {self.h.dtype}; expected complex64 [downlinks, num_users, "
-            "num_bs_ant]",
-        )
-        require(
-            self.noise_variance.shape == (len(self.h),) and self.noise_variance.dtype == torch.float32,
-            f"noise_variance is {tuple(self.noise_variance.shape)} {self.noise_variance.dtype}; expected "
-            f"float32 [{len(self.h)}]",
-        )
-        power = self.h.abs().square().sum(dim=-1) / self.noise_variance[:, None]  # [downlinks, num_users]
-        sound = bool(power.isfinite().all()) and bool((power > 0).all())
-        require(sound, "every user's channel over the noise must be finite and above 0; leave others out")
-
-    def __len__(self) -> int:
-        return len(self.h)
+"""(service, downlinks, seconds): told after each batch."""
+PRECODER = "precoder"
 
 
 class PrecoderServices:
@@ -50,25 +20,36 @@ class PrecoderServices:
     def __init__(
         self,
         precoders: Mapping[str, GraphPrecoder],
-        observe: Observe = lambda precoder, downlinks, seconds: None,
+        observe: Observe = lambda service, downlinks, seconds: None,
+        csi: Mapping[str, Csi] | None = None,
     ) -> None:
-        self.precoders = {name: one.eval().requires_grad_(False) for name, one in precoders.items()}
+        """csi: what each was trained on; channels, where not given."""
+        self._precoders = {name: one.eval().requires_grad_(False) for name, one in precoders.items()}
+        trained = csi or {}
+        self.csi: dict[str, Csi] = {name: trained.get(name, "perfect") for name in precoders}
         self._observe = observe
+
+    def warm(self) -> None:
+        """Has each find something: first passes take longer than all later ones."""
+        h = torch.randn(1, 2, 4, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+        for name in self._precoders:
+            self.precode([Downlinks(precoder=name, h=h, noise_variance=torch.ones(1))])
 
     def precode(self, requests: Sequence[Downlinks]) -> list[torch.Tensor]:
         """W of total power 1 for each request: complex64 [downlinks, num_bs_ant, num_users].
 
         SpecError where a request names none of the precoders.
         """
-        alike: dict[tuple[str, torch.Size], list[int]] = {}
+        alike: dict[tuple[str, torch.Size, bool], list[int]] = {}
         for index, request in enumerate(requests):
-            known = ", ".join(self.precoders)
+            known = ", ".join(self._precoders)
             require(
-                request.precoder in self.precoders, f"no precoder {request.precoder!r}; there are {known}"
+                request.precoder in self._precoders, f"no precoder {request.precoder!r}; there are {known}"
             )
-            alike.setdefault((request.precoder, request.h.shape[1:]), []).append(index)
+            kind = request.precoder, request.h.shape[1:], request.error_covariance is None
+            alike.setdefault(kind, []).append(index)
         answers: dict[int, torch.Tensor] = {}
-        for (name, _), places in alike.items():
+        for (name, _, _), places in alike.items():
             w = self._run(name, [requests[index] for index in places])
             answers |= zip(places, torch.split(w, [len(requests[index]) for index in places]), strict=True)
         return [answers[index] for index in range(len(requests))]
@@ -78,7 +59,14 @@ class PrecoderServices:
         began = time.perf_counter()
         h = torch.cat([request.h for request in requests])  # [downlinks, num_users, num_bs_ant]
         noise_variance = torch.cat([request.noise_variance for request in requests])  # [downlinks]
+        errors = [request.error_covariance for request in requests if request.error_covariance is not None]
+        covariance = torch.cat(errors) if errors else None  # [downlinks, num_users, num_bs_ant, num_bs_ant]
         with torch.inference_mode():
-            w = self.precoders[name].precode(h, noise_variance)  # [downlinks, num_bs_ant, num_users]
-        self._observe(name, len(h), time.perf_counter() - began)
-        return w
+            w = self._precoders[name].precode(h, noise_variance, error_covariance=covariance)
+        self._observe(precoder_service(name), len(h), time.perf_counter() - began)
+        return w  # [downlinks, num_bs_ant, num_users]
+
+
+def precoder_service(name: str) -> str:
+    """As what a precoder stands in the service graph."""
+    return f"{PRECODER}@{name}"

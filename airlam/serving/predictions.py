@@ -4,11 +4,13 @@ import math
 import time
 from collections.abc import Awaitable
 from dataclasses import replace
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from airlam.radio.channel import PredictionSetting
+from airlam.serving.arrays import BodyError
 from airlam.serving.batching import (
     Batcher,
     DeadlineMissed,
@@ -17,11 +19,17 @@ from airlam.serving.batching import (
     QueueFull,
     Unpredictable,
 )
-from airlam.serving.bodies import BodyError, read_measurement, read_slot, write_future, write_futures
+from airlam.serving.bodies import (
+    max_body_bytes,
+    read_measurement,
+    read_slot,
+    write_future,
+    write_futures,
+)
 from airlam.serving.measurement import Measurement, history_of
 from airlam.serving.monitoring import NO_LAM, Metrics
 from airlam.serving.reading import deadline_s, discard, lam_names, read_body, slot_number, wanted_media
-from airlam.serving.services import Services
+from airlam.serving.services import PrecodingServices, Services
 from airlam.serving.sessions import Session, Sessions, SessionsFull, SlotRefused
 from airlam.specs import ServingSpec
 
@@ -42,7 +50,7 @@ class Predictions:
     def __init__(self, services: Services, spec: ServingSpec, metrics: Metrics) -> None:
         self.services, self.spec, self.metrics = services, spec, metrics
         self.sessions = Sessions(max_sessions=spec.max_sessions, idle_s=spec.session_idle_s)
-        self.batcher = Batcher(
+        self.batcher = Batcher[Measurement](
             lambda requests: self.services.predict(requests),
             max_batch_links=spec.max_batch_links,
             max_queued_links=spec.max_queued_links,
@@ -52,22 +60,22 @@ class Predictions:
     async def predict(self, request: Request) -> Response:
         """Predicts the future of some links from their whole histories."""
         lam = request.path_params["lam"]
-        return await self._counted(request, lam, self._predict(request, lam))
+        return await self.counted(request, lam, self._predict(request, lam))
 
     async def predict_all(self, request: Request) -> Response:
         """Predicts by several LAMs from one measurement, which is then made into tokens once."""
-        return await self._counted(request, NO_LAM, self._predict_all(request))
+        return await self.counted(request, NO_LAM, self._predict_all(request))
 
     async def open_session(self, request: Request) -> Response:
         """Opens a session for a user of this LAM; it expires when it is not used."""
         lam = request.path_params["lam"]
-        return await self._counted(request, lam, self._open_session(lam))
+        return await self.counted(request, lam, self._open_session(lam))
 
     async def add_slot(self, request: Request) -> Response:
         """Takes one slot's measurement: 200 with the prediction, or 202 while the history is not whole."""
         session = self.sessions.get(request.path_params["session"])
         lam = NO_LAM if session is None else session.lam
-        return await self._counted(request, lam, self._add_slot(request, session))
+        return await self.counted(request, lam, self._add_slot(request, session))
 
     async def close_session(self, request: Request) -> Response:
         """Forgets a session and its history."""
@@ -76,22 +84,22 @@ class Predictions:
         return refusal(404, _NO_SESSION)
 
     async def _predict(self, request: Request, lam: str) -> Response:
-        setting, max_links = self._setting(lam), self.spec.max_batch_links
+        setting, max_links = self.setting(lam), self.spec.max_batch_links
         limit_s = deadline_s(request, self.spec.deadline_s)
-        body, media_type = await read_body(request, setting, max_links, self.spec.read_timeout_s)
+        body, media_type = await self._body(request, setting, max_links)
         measurement = read_measurement(body, media_type, lam, setting, max_links)
         return await self._answer(measurement, limit_s, wanted_media(request, media_type))
 
     async def _predict_all(self, request: Request) -> Response:
         names = lam_names(request)
-        settings = [self._setting(name) for name in names]
+        settings = [self.setting(name) for name in names]
         if len({history_of(setting) for setting in settings}) > 1:
             raise BodyError(422, "these LAMs take histories of different kinds; ask them one by one")
         max_links = self.spec.max_batch_links // len(names)  # so that all fits one batch
         if not max_links:
             raise BodyError(422, f"{len(names)} LAMs are asked; expected 1 to {self.spec.max_batch_links}")
         limit_s = deadline_s(request, self.spec.deadline_s)
-        body, media_type = await read_body(request, settings[0], max_links, self.spec.read_timeout_s)
+        body, media_type = await self._body(request, settings[0], max_links)
         measurement = read_measurement(body, media_type, names[0], settings[0], max_links)
         asked = [replace(measurement, lam=name) for name in names]
         futures = dict(zip(names, await self.batcher.submit_all(asked, limit_s), strict=True))
@@ -99,15 +107,15 @@ class Predictions:
         return Response(write_futures(futures, wanted), media_type=wanted)
 
     async def _open_session(self, lam: str) -> Response:
-        name = self.sessions.open(lam, self._setting(lam))
+        name = self.sessions.open(lam, self.setting(lam))
         return JSONResponse({"session": name, "expires_after_idle_s": self.spec.session_idle_s}, 201)
 
     async def _add_slot(self, request: Request, session: Session | None) -> Response:
         limit_s, number = deadline_s(request, self.spec.deadline_s), slot_number(request)
         if session is None:
             raise BodyError(404, _NO_SESSION)
-        setting = self._setting(session.lam)
-        body, media_type = await read_body(request, setting, 1, self.spec.read_timeout_s)
+        setting = self.setting(session.lam)
+        body, media_type = await self._body(request, setting, 1)
         session.append(*read_slot(body, media_type, setting), number)
         if session.is_whole:
             return await self._answer(session.measurement(), limit_s, wanted_media(request, media_type))
@@ -117,15 +125,21 @@ class Predictions:
         future = await self.batcher.submit(measurement, limit_s)
         return Response(write_future(future, media_type), media_type=media_type)
 
-    def _setting(self, lam: str) -> PredictionSetting:
+    def _body(
+        self, request: Request, setting: PredictionSetting, max_links: int
+    ) -> Awaitable[tuple[bytes, str]]:
+        """Body and media type of a request of so many whole histories."""
+        return read_body(request, partial(max_body_bytes, setting, max_links), self.spec.read_timeout_s)
+
+    def setting(self, lam: str) -> PredictionSetting:
         """A LAM's setting; 404 where there is none of that name."""
         if lam not in self.services.settings:
             known = ", ".join(self.services.settings)
             raise BodyError(404, f"no LAM {lam[:80]!r} here; there are {known}")
         return self.services.settings[lam]
 
-    async def _counted(self, request: Request, lam: str, answer: Awaitable[Response]) -> Response:
-        """The answer, or what says why there is none; counted."""
+    async def counted(self, request: Request, name: str, answer: Awaitable[Response]) -> Response:
+        """The answer, or what says why there is none; counted for a LAM or a precoder."""
         started_s = time.perf_counter()
         try:
             response = await answer
@@ -137,9 +151,14 @@ class Predictions:
                 response.headers["retry-after"] = str(math.ceil(error.retry_after_s))
         if response.status_code >= 400 and not await discard(request):
             response.headers["connection"] = "close"
-        known = lam if lam in self.services.settings else NO_LAM
-        self.metrics.answered(known, response.status_code, time.perf_counter() - started_s)
+        self.metrics.answered(
+            name if self._is_known(name) else NO_LAM, response.status_code, time.perf_counter() - started_s
+        )
         return response
+
+    def _is_known(self, name: str) -> bool:
+        services = self.services
+        return name in services.settings or (isinstance(services, PrecodingServices) and name in services.csi)
 
 
 def refusal(status: int, reason: str) -> Response:

@@ -2,11 +2,11 @@
 
 import asyncio
 import math
+from collections.abc import Callable
 
 from starlette.requests import ClientDisconnect, Request
 
-from airlam.radio.channel import PredictionSetting
-from airlam.serving.bodies import BINARY, JSON, BodyError, max_body_bytes, media_type_of
+from airlam.serving.arrays import BINARY, JSON, BodyError, media_type_of
 from airlam.serving.description import Query
 
 _DISCARD_S, _DISCARD_BYTES = 0.2, 2**22  # of a refused body that is still on its way
@@ -31,17 +31,18 @@ LAMS = Query(
 )
 
 
-async def read_body(
-    request: Request, setting: PredictionSetting, max_links: int, timeout_s: float
-) -> tuple[bytes, str]:
-    """A request's body and media type, of a size that the LAM can want and in time."""
+async def read_body(request: Request, max_bytes: Callable[[str], int], timeout_s: float) -> tuple[bytes, str]:
+    """A request's body and media type, in time and of a size that can be wanted.
+
+    max_bytes: what the largest body of a media type has.
+    """
     if request.headers.get("content-encoding", "identity") != "identity":
         raise BodyError(415, "bodies are taken as they are; drop Content-Encoding")
     media_type = media_type_of(request.headers.get("content-type"))
-    most = max_body_bytes(setting, max_links, media_type)
+    most = max_bytes(media_type)
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > most:
-        raise BodyError(413, f"the body has {declared[:20]} bytes; this LAM takes at most {most}")
+        raise BodyError(413, f"the body has {declared[:20]} bytes; expected at most {most}")
     try:
         async with asyncio.timeout(timeout_s):
             body = await _read(request, most)
@@ -58,7 +59,7 @@ async def _read(request: Request, most: int) -> bytes:
     async for part in request.stream():
         size += len(part)
         if size > most:
-            raise BodyError(413, f"the body has more than {most} bytes, the most that this LAM takes")
+            raise BodyError(413, f"the body has more than {most} bytes, the most that can be wanted here")
         if part:  # one part alone is then not copied
             parts.append(part)
     return b"".join(parts)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from airlam.errors import AirlamError, SpecError
 from airlam.serving.predictions import Predictions
-from airlam.serving.services import Services
+from airlam.serving.services import PrecodingServices, Services
 
 _log = logging.getLogger(__name__)
 Load = Callable[[], Services]
@@ -54,3 +54,10 @@ def _check(old: Services, new: Services) -> None:
             raise SpecError(
                 f"LAM {name!r} is for another setting than before; restart the server to change it"
             )
+    if isinstance(old, PrecodingServices):
+        csi = new.csi if isinstance(new, PrecodingServices) else {}
+        for name in old.csi:
+            if csi.get(name) != old.csi[name]:
+                raise SpecError(
+                    f"precoder {name!r} is gone or was trained on other CSI; restart the server to change it"
+                )

@@ -43,12 +43,14 @@ class TaskModules:
 class Service:
     """One module that runs once, for the tasks that share it.
 
-    name: the module's where all tasks share it, otherwise ``MODULE@TASK+TASK``.
+    name: the module's where all tasks share it, otherwise ``MODULE@TASK+TASK``. nodes: that have it, where it
+    is not the process that holds this graph.
     """
 
     name: str
     module: str
     tasks: tuple[str, ...]
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,12 @@
 """What the server wants of whatever predicts behind it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from airlam.radio.channel import PredictionSetting
+from airlam.serving.downlinks import Csi, Downlinks
 from airlam.serving.measurement import Measurement
 from airlam.serving.service_graph import ServiceGraph
 
@@ -31,4 +32,18 @@ class Services(Protocol):
         """The future that each request asks for: complex64 [links, num_horizon, num_user_ant, num_bs_ant,
         num_target_subcarriers].
         """
+        ...
+
+
+@runtime_checkable
+class PrecodingServices(Services, Protocol):
+    """LAMs, if there are any, and precoders by name behind one ``precode``."""
+
+    @property
+    def csi(self) -> Mapping[str, Csi]:
+        """What each precoder was trained on, by its name."""
+        ...
+
+    def precode(self, requests: Sequence[Downlinks]) -> list[torch.Tensor]:
+        """Precoders of total power 1 for each request: complex64 [downlinks, num_bs_ant, num_users]."""
         ...

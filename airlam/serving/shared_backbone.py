@@ -62,7 +62,7 @@ class SharedBackbone:
     def _only_first(self, num_rows: int) -> list[int]:
         return [num_rows] + [0] * (len(self._depths) - 1)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def run(
         self, embedded: torch.Tensor, mask: torch.Tensor, counts: Sequence[int], timed: Timed
     ) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Two tiers of services simulated: each instance a queue of its own, light ones moved at every slot.
 
 Reconstructed, after the setting of Zhu et al. (2601.19563). A request passes its access link, whose rate is
-Nakagami distributed, then its services in turn; a message between two nodes takes its bytes over the wire's
-rate, whoever else sends. Users move: a task's home may change at every slot.
+Nakagami distributed, then its services in turn; a message between two nodes takes its wire's latency and its
+bytes over the wire's rate, whoever else sends. Users move: a task's home may change at every slot.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,6 +64,7 @@ class _TierSimulation:
         self.env, self.rng = simpy.Environment(), np.random.default_rng((seed, 1))
         self.seed, self.slot = seed, 0
         self.byte_s: list[list[float]] = problem.byte_s.tolist()
+        self.way_s: list[list[float]] = problem.way_s.tolist()
         self.services = problem.by_name
         self.quantiles_s = {one.name: work_quantiles_s(one) for one in problem.services}
         self.stations: dict[tuple[str, int], list[Station]] = {}
@@ -121,12 +122,15 @@ class _TierSimulation:
         yield self.env.timeout(access_s)
         for index, name in enumerate(task.services):
             node, station = self.choose(task, index, at, home)
-            yield self.env.timeout(self.problem.sent_bytes(task, index) * self.byte_s[at][node])
+            yield self.env.timeout(self._message_s(self.problem.sent_bytes(task, index), at, node))
             quantiles = self.quantiles_s[name]
             yield station.submit(float(quantiles[int(self.rng.integers(len(quantiles)))]))
             at = node
-        yield self.env.timeout(self.services[task.services[-1]].output_bytes * self.byte_s[at][home])
+        yield self.env.timeout(self._message_s(self.services[task.services[-1]].output_bytes, at, home))
         self.rows.append((self.env.now - start_s, task.deadline_s))
+
+    def _message_s(self, size_bytes: float, source: int, target: int) -> float:
+        return self.way_s[source][target] + size_bytes * self.byte_s[source][target]
 
     def _instances(self, name: str, node: int) -> list[Station]:
         """The queues of a service's instances on a node now."""
@@ -144,7 +148,8 @@ class _TierSimulation:
         return min(self._all(name), key=lambda one: key(*one))
 
     def _nearest(self, task: TierTask, index: int, at: int, home: int) -> tuple[int, Station]:
-        return self._best(task.services[index], lambda node, s: (self.byte_s[at][node], s.num_jobs))
+        size = self.problem.sent_bytes(task, index)
+        return self._best(task.services[index], lambda node, s: (self._message_s(size, at, node), s.num_jobs))
 
     def _random(self, task: TierTask, index: int, at: int, home: int) -> tuple[int, Station]:
         every = self._all(task.services[index])
@@ -166,10 +171,10 @@ class _TierSimulation:
         last = index + 1 == len(task.services)
         after = [home] if last else self.stock.hosts(task.services[index + 1])
         onward = {
-            node: one.output_bytes * min(self.byte_s[node][b] for b in after)
+            node: min(self._message_s(one.output_bytes, node, b) for b in after)
             for node in self.stock.hosts(name)
         }
         return self._best(
             name,
-            lambda node, s: size * self.byte_s[at][node] + (s.num_jobs + 1) * one.work_s + onward[node],
+            lambda node, s: self._message_s(size, at, node) + (s.num_jobs + 1) * one.work_s + onward[node],
         )

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from airlam.radio.channel import PredictionSetting
+from airlam.serving.beamforming import Beamforming
 from airlam.serving.description import Endpoint, Handler
 from airlam.serving.measurement import future_shape, slot_shape
 from airlam.serving.predictions import Predictions
@@ -30,8 +31,8 @@ _PAGE_HEADERS = {
 class Told:
     """The handlers of the paths that tell."""
 
-    def __init__(self, serving: Predictions) -> None:
-        self._serving = serving
+    def __init__(self, serving: Predictions, beamforming: Beamforming | None = None) -> None:
+        self._serving, self._beamforming = serving, beamforming
         self._node = f"{platform.node()}, process {os.getpid()}"
         self._started_s = time.monotonic()
         folder = files("airlam.serving") / "page"
@@ -50,7 +51,10 @@ class Told:
     async def graph(self, request: Request) -> Response:
         """Services, edges between them, and each LAM's way through them."""
         found = self._serving.services.graph
-        services = [{"name": s.name, "module": s.module, "lams": list(s.tasks)} for s in found.services]
+        services = [
+            {"name": s.name, "module": s.module, "lams": list(s.tasks), "nodes": list(s.nodes)}
+            for s in found.services
+        ]
         return JSONResponse({"services": services, "edges": found.edges, "flows": found.flows})
 
     async def load(self, request: Request) -> Response:
@@ -62,6 +66,8 @@ class Told:
             "draining": batcher.draining,
             "queued_links": batcher.queued_links,
             "max_queued_links": self._serving.spec.max_queued_links,
+            "queued_coefficients": self._queued_coefficients,
+            "max_queued_coefficients": self._serving.spec.max_queued_coefficients,
             "sessions": len(self._serving.sessions),
         }
         return JSONResponse({**about, **self._serving.metrics.totals()})
@@ -79,9 +85,15 @@ class Told:
         """Counts and times in Prometheus' text format."""
         serving = self._serving
         text = serving.metrics.text(
-            queued_links=serving.batcher.queued_links, num_sessions=len(serving.sessions)
+            queued_links=serving.batcher.queued_links,
+            queued_coefficients=self._queued_coefficients,
+            num_sessions=len(serving.sessions),
         )
         return Response(text, headers={"content-type": _PROMETHEUS})
+
+    @property
+    def _queued_coefficients(self) -> int:
+        return 0 if self._beamforming is None else self._beamforming.batcher.queued_links
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The paths."""

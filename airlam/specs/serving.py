@@ -9,6 +9,7 @@ from airlam.specs.reading import require, require_finite
 class ServingSpec:
     """Bounds of the server; a link is one row of a batch, a user's antenna pair over time and band.
 
+    Precoders' requests are counted in coefficients: of channels, their inner products and their errors.
     deadline_s: how long a request may take from its arrival to its answer, unless it asks for less.
     """
 
@@ -16,6 +17,8 @@ class ServingSpec:
     port: int = 8008  # 0: any that is free
     max_batch_links: int = 32  # that run together; also the most of one request
     max_queued_links: int = 256  # that wait; a request beyond is refused with 429
+    max_batch_coefficients: int = 2**18  # of precoding; 4 users of 32 antennas have 144 a downlink
+    max_queued_coefficients: int = 2**21
     deadline_s: float = 5.0
     max_sessions: int = 1024
     session_idle_s: float = 60.0  # after which a user's history is forgotten
@@ -30,6 +33,8 @@ class ServingSpec:
         for name in (
             "max_batch_links",
             "max_queued_links",
+            "max_batch_coefficients",
+            "max_queued_coefficients",
             "deadline_s",
             "max_sessions",
             "session_idle_s",
@@ -38,8 +43,9 @@ class ServingSpec:
             "drain_s",
         ):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
-        require(
-            self.max_batch_links <= self.max_queued_links,
-            f"max_queued_links is {self.max_queued_links}; "
-            f"expected at least max_batch_links, {self.max_batch_links}",
-        )
+        for unit in ("links", "coefficients"):
+            batch, queued = getattr(self, f"max_batch_{unit}"), getattr(self, f"max_queued_{unit}")
+            require(
+                batch <= queued,
+                f"max_queued_{unit} is {queued}; expected at least max_batch_{unit}, {batch}",
+            )

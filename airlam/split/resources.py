@@ -12,6 +12,13 @@ from airlam.split.network import EdgeNetwork, Hop, RadioLink, rate_bps
 from airlam.split.plan import Allocation, Schedule
 
 
+def work_s(flops: float, flops_per_s: float) -> float:
+    """t = FLOPs / speed: of a node, of a share of one, or of what an instance has reserved."""
+    if flops == 0:
+        return 0.0
+    return flops / flops_per_s if flops_per_s > 0 else math.inf
+
+
 def broadcast_s(network: EdgeNetwork, server: str, payload_bytes: float) -> float:
     """One message to all devices of a server's cell that have a channel; 0 where there is nothing to send.
 
@@ -42,9 +49,7 @@ class Resources:
         """t = FLOPs / (share * speed)."""
         found = self.network.by_name[node]
         share = self.compute_share if found.kind == "server" else 1.0
-        if flops == 0:
-            return 0.0
-        return flops / (share * found.compute_flops_per_s) if share > 0 else math.inf
+        return work_s(flops, share * found.compute_flops_per_s)
 
     def compute_energy_j(self, node: str, flops: float) -> float:
         """E = FLOPs * joules a FLOP."""

@@ -58,13 +58,13 @@ function row(body, cells) {
 function show(graph, boxes, before, now) {
   const seconds = now.uptime_s - before.uptime_s;
   by("services").replaceChildren();
-  for (const { name, lams } of graph.services) {
+  for (const { name, lams, nodes } of graph.services) {
     const old = before.services[name] ?? { passes: 0, seconds: 0 }, own = now.services[name] ?? old;
     const passes = own.passes - old.passes, busy = own.seconds - old.seconds, share = busy / seconds;
     boxes[name].box.setAttribute("fill", `rgba(31, 119, 180, ${Math.min(share, 1)})`);
     boxes[name].text.textContent = passes ? `${number((1e3 * busy) / passes, 2)} ms` : "idle";
     const figures = [number(passes / seconds, 1), number((1e3 * busy) / passes, 2), number(100 * share, 1) + " %"];
-    row(by("services"), [name, now.node, lams.join(", "), ...figures.map((text) => ({ text }))]);
+    row(by("services"), [name, nodes.join(", ") || now.node, lams.join(", "), ...figures.map((text) => ({ text }))]);
   }
   by("requests").replaceChildren();
   for (const [lam, own] of Object.entries(now.requests)) {

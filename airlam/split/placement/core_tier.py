@@ -5,6 +5,7 @@ from airlam.split.linear_program import LinearProgram, Term
 from airlam.split.placement.tiers import (
     RESOURCES,
     SPREAD_LOAD,
+    Floats,
     Stock,
     TierProblem,
     TierService,
@@ -78,17 +79,16 @@ class _CoreProgram:
             one = self.problem.by_name[service]
             if not one.is_core:
                 continue
-            before = self._moved(before, weight * self.problem.sent_bytes(task, index))
+            message_s = self.problem.message_s(self.problem.sent_bytes(task, index))
+            before = self._moved(before, weight * message_s)
             for v, column in before.items():
                 self.load[service, v].append((column, task.arrival_per_s * one.work_s))
 
-    def _moved(self, before: _Shares, worth: float) -> _Shares:
-        """Shares after a message; worth: of a second a byte."""
-        program, byte_s = self.program, self.problem.byte_s
+    def _moved(self, before: _Shares, cost: Floats) -> _Shares:
+        """Shares after a message; cost: of all of it from node to node [num_nodes, num_nodes]."""
+        program = self.program
         ways = {
-            (a, b): program.variable(cost=worth * float(byte_s[a, b]), upper=1.0)
-            for a in before
-            for b in self.nodes
+            (a, b): program.variable(cost=float(cost[a, b]), upper=1.0) for a in before for b in self.nodes
         }
         after = {v: program.variable(upper=1.0) for v in self.nodes}
         for a, column in before.items():

@@ -88,7 +88,7 @@ class LightTier:
 
     def _times(self, stock: Stock, one: TierService, demand: Demand) -> list[tuple[float, list[float]]]:
         """Of each task that passes the service: its rate, and what its messages take by node."""
-        byte_s, found = self.problem.byte_s, []
+        found = []
         for task in self.problem.tasks:
             if one.name not in task.services:
                 continue
@@ -96,13 +96,14 @@ class LightTier:
             before = stock.hosts(task.services[index - 1]) if index else [home]
             last = index + 1 == len(task.services)
             after = [home] if last else stock.hosts(task.services[index + 1])
-            size = self.problem.sent_bytes(task, index)
+            into_s = self.problem.message_s(self.problem.sent_bytes(task, index))
+            on_s = self.problem.message_s(one.output_bytes)
             found.append(
                 (
                     demand.arrival_per_s[task.name],
                     [
-                        size * min((byte_s[a, v] for a in before), default=0.0)
-                        + one.output_bytes * min((byte_s[v, b] for b in after), default=0.0)
+                        min((into_s[a, v] for a in before), default=0.0)
+                        + min((on_s[v, b] for b in after), default=0.0)
                         for v in range(len(self.problem.nodes))
                     ],
                 )

@@ -24,7 +24,8 @@ class RequestClass:
 
     home: the node at which they arise and are to be answered. services: what they pass; the edges between
     these are the graph's. arrival_per_s: mean rate. deadline_s: from arrival to answer. input_bytes: to each
-    service that takes from no other of them; output_bytes: from each that gives to none.
+    service that takes from no other of them; output_bytes: from each that gives to none. loads: what its own
+    requests take of the services and send between them, where that differs from the problem's graph.
     """
 
     name: str
@@ -34,6 +35,7 @@ class RequestClass:
     deadline_s: float = math.inf
     input_bytes: int = 0
     output_bytes: int = 0
+    loads: ModuleGraph | None = None
 
     def __post_init__(self) -> None:
         require(len(self.services) > 0, f"class {self.name} passes no service; name at least one")
@@ -44,6 +46,9 @@ class RequestClass:
             require(value > 0, f"class {self.name}: {key} must be positive, got {value}")
         least = min(self.input_bytes, self.output_bytes)
         require(least >= 0, f"class {self.name}: {least} bytes of payload; expected >= 0")
+        known = self.services if self.loads is None else self.loads.order
+        missing = ", ".join(service for service in self.services if service not in known)
+        require(not missing, f"class {self.name}: its loads leave out {missing}; give one of each service")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +62,8 @@ class ServiceProblem:
     rho. That is the mean in a network of processor-sharing queues with Poisson arrivals (BCMP, 1975), exact
     where a class's services form a chain, and below the mean where branches join. Subject to
 
-    - an instance holds its weights and the working set of one request: sums within each node's memory, and
-      weights within its storage;
+    - an instance holds its weights and the working set of one request, those of ``graph``: sums within each
+      node's memory, and weights within its storage;
     - at least ``min_replicas`` instances of each service on different nodes, or as many as nodes may run it;
     - loads of nodes and links of at most ``max_load``.
 
@@ -127,7 +132,7 @@ class ServiceProblem:
 
     def class_graph(self, one: RequestClass) -> ModuleGraph:
         """A class's services between ``REQUEST`` and ``ANSWER``, as ``cost`` takes it."""
-        part = self.graph.restricted_to(one.services)
+        part = (one.loads or self.graph).restricted_to(one.services)
         ends = (Module(name=REQUEST, forward_flops=0.0), Module(name=ANSWER, forward_flops=0.0))
         first = [name for name in part.order if not part.incoming[name]]
         last = [name for name in part.order if not part.outgoing[name]]

@@ -91,7 +91,7 @@ class Tables:
         self.work_s: Floats = np.full((len(self.calls), len(self.nodes)), np.inf)
         for k, (n, name) in enumerate(self.calls):
             for node in problem.nodes_of_call(problem.classes[n], name):
-                seconds = self.resources.compute_s(node, by_name[name].forward_flops)
+                seconds = self.resources.compute_s(node, self.graphs[n].by_name[name].forward_flops)
                 self.work_s[k, self.node_index[node]] = seconds
         loads = [by_name[name] for name in self.services]
         self.weight_bytes: Floats = np.array([float(one.parameter_bytes) for one in loads])

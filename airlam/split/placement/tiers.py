@@ -1,9 +1,10 @@
 r"""Two tiers of services: heavy ones placed once by an integer program, light ones at every slot.
 
 Reconstructed, after Zhu et al. (2601.19563), of which the abstract and a table of parameters are known. An
-instance reserves its resources and has a speed of its own, in bytes of work a second: fixed for core
-services, a gamma process for light ones. Requests that come to one instance as a Poisson process wait longer
-than d with a probability of at most
+instance reserves resources of its node and with them a speed, which is the same wherever it stands: fixed for
+core services, a gamma process for light ones. Work and messages are priced by ``airlam.split.resources`` as
+everywhere, an instance in the place of a node. Requests that come to one instance as a Poisson process wait
+longer than d with a probability of at most
 
     P(wait > d) <= exp(-s d),   s > 0 where lambda (E exp(s T) - 1) = s   (Kingman's bound),
 
@@ -25,7 +26,7 @@ from scipy.special import gammainc
 from airlam.specs import require
 from airlam.split.network import EdgeNetwork
 from airlam.split.plan import Schedule
-from airlam.split.resources import Resources
+from airlam.split.resources import Resources, work_s
 
 Floats = NDArray[np.float64]
 RESOURCES = ("cpu", "ram", "gpu", "vram")
@@ -35,7 +36,7 @@ SPREAD_LOAD = 0.7  # of an instance, at most, on average
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierService:
-    """needs: of an instance, in the order of RESOURCES. speed_bytes_per_s: mean.
+    """needs: of an instance, in the order of RESOURCES. work_flops: of a request. speed_flops_per_s: mean.
 
     shape_per_s: of the gamma process's increments, 0 for a fixed speed; their scale follows from the mean.
     deploy_cost: once an instance; maintain_cost: an instance and slot.
@@ -44,9 +45,9 @@ class TierService:
     name: str
     is_core: bool
     needs: tuple[float, float, float, float]
-    work_bytes: float
+    work_flops: float
     output_bytes: float
-    speed_bytes_per_s: float
+    speed_flops_per_s: float
     shape_per_s: float = 0.0
     deploy_cost: float = 0.0
     maintain_cost: float = 0.0
@@ -54,7 +55,7 @@ class TierService:
     @property
     def work_s(self) -> float:
         """Mean time of a request's work, alone."""
-        return self.work_bytes / self.speed_bytes_per_s
+        return work_s(self.work_flops, self.speed_flops_per_s)
 
     def delay_s(self, arrival_per_s: float, epsilon: float) -> float:
         """The wait that is exceeded with probability epsilon at most at one instance, and the mean work.
@@ -91,10 +92,10 @@ def work_quantiles_s(service: TierService) -> Floats:
     """
     if service.shape_per_s == 0:
         return np.full(_QUANTILES, service.work_s)
-    scale = service.speed_bytes_per_s / service.shape_per_s
+    scale = service.speed_flops_per_s / service.shape_per_s
     longest_s = service.work_s + 40 / service.shape_per_s + 8 * (service.work_s / service.shape_per_s) ** 0.5
     grid_s = longest_s * np.linspace(0, 1, _QUANTILES) ** 2
-    later = gammainc(service.shape_per_s * grid_s[1:], service.work_bytes / scale)  # falls from 1 to 0
+    later = gammainc(service.shape_per_s * grid_s[1:], service.work_flops / scale)  # falls from 1 to 0
     level = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
     found: Floats = np.interp(level, 1 - np.concatenate([[1.0], later]), grid_s)
     return found
@@ -119,13 +120,17 @@ class TierTask:
 
 @dataclass(frozen=True, kw_only=True)
 class TierProblem:
-    """Nodes and wires between them, the nodes' resources (in the order of RESOURCES), services, tasks."""
+    """Nodes and wires between them, the nodes' resources (in the order of RESOURCES), services, tasks.
+
+    way_s: from node to node, what a message takes besides its bytes; byte_s: a byte. [num_nodes, num_nodes]
+    """
 
     network: EdgeNetwork
     capacity: Mapping[str, tuple[float, float, float, float]]
     services: tuple[TierService, ...]
     tasks: tuple[TierTask, ...]
     slot_s: float = 0.1
+    way_s: Floats = field(init=False)
     byte_s: Floats = field(init=False)
 
     def __post_init__(self) -> None:
@@ -136,8 +141,16 @@ class TierProblem:
             require(task.home in self.network.by_name, f"task {task.name} is at home on {task.home!r}")
         resources = Resources(network=self.network, schedule=Schedule(allocations={}))
         names = tuple(self.network.by_name)
-        byte_s = [[resources.transfer_s(a, b, 1.0) for b in names] for a in names]
-        object.__setattr__(self, "byte_s", np.array(byte_s))
+        way_s, with_a_byte_s = (
+            np.array([[resources.transfer_s(a, b, size) for b in names] for a in names])
+            for size in (0.0, 1.0)
+        )
+        object.__setattr__(self, "way_s", way_s)
+        object.__setattr__(self, "byte_s", with_a_byte_s - way_s)
+
+    def message_s(self, size_bytes: float) -> Floats:
+        """What a message takes from node to node, whoever else sends: [num_nodes, num_nodes]."""
+        return self.way_s + size_bytes * self.byte_s
 
     @property
     def by_name(self) -> Mapping[str, TierService]:

@@ -1,0 +1,58 @@
+"""Fine-tuned runs served over a Ray cluster: what ``airlam serve --ray`` does."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from airlam.serving.lam_services import LamServices
+from airlam.serving.monitoring import Metrics
+from airlam.serving.ray_deployments import Deployments
+from airlam.serving.ray_planning import plan_cluster
+from airlam.serving.ray_recipes import recipe_of
+from airlam.serving.ray_services import RemoteLams, SharedOut, guarded
+from airlam.serving.server import serve
+from airlam.serving.service_loads import service_loads
+from airlam.serving.services import Services
+from airlam.specs import ServingSpec
+from airlam.tasks.placing import lam_profiles
+from airlam.tasks.serving import guarded_lams, services_of
+
+
+def serve_over_ray(
+    folders: Sequence[Path],
+    spec: ServingSpec,
+    address: str,
+    on_listening: Callable[[str], None],
+) -> None:
+    """Serves some runs as ``serve_runs`` does, LAMs on a Ray cluster; precoders stay in this process.
+
+    A precoder takes less time than a message to another process. address: ``local`` starts Ray here,
+    otherwise what ``ray.init`` takes. SIGHUP has it look at the cluster anew, too: machines that have joined
+    are used. DataError where Ray is absent or out of reach.
+    """
+    metrics = Metrics()
+    deployments = Deployments(address)
+    try:
+
+        def predicting(own: Sequence[Path], told: Metrics) -> Services:
+            return remote_services(own, told, deployments)
+
+        def load() -> Services:
+            return services_of(folders, metrics, predicting)
+
+        serve(load(), spec, metrics, on_listening, load)
+    finally:
+        deployments.close()
+
+
+def remote_services(folders: Sequence[Path], metrics: Metrics, deployments: Deployments) -> SharedOut:
+    """The LAMs of some runs on a cluster's nodes; what was there before goes when these are first asked."""
+    lams, guards = guarded_lams(folders)
+    recipe, profiles = recipe_of(lams), lam_profiles(lams)
+    whole = LamServices(lams)
+    loads = service_loads(whole.graph, profiles)
+    plan = plan_cluster(whole.graph, loads, whole.settings, deployments.survey(), deployments.home)
+    replicas = {node: deployments.replicas_of(node) for node in plan.nodes}
+    number, fleet = deployments.bring(recipe, replicas)
+    remote = RemoteLams(fleet, plan.hosts, plan.graph, whole.settings, whole.num_bytes, metrics.service_ran)
+    services = guarded(remote, guards, metrics.service_ran)
+    return SharedOut(services, sum(replicas.values()), lambda: deployments.keep_only(number))
