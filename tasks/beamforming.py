@@ -34,7 +34,7 @@ IMITATION_FOLDER = "imitation"  # of a run
 LABEL_ITERATIONS = 50  # of WMMSE, whose powers the first part of training imitates
 GAIN_SPREAD_DB = 6.0
 _EARLIER_STAGES = 0.3  # weight of the answers before the last
-_LEAST_RATE = 0.5  # bit/s/Hz, so that samples without a usable channel do not rule
+LEAST_RATE = 0.5  # bit/s/Hz, so that samples without a usable channel do not rule
 _DRAWN_AT_ONCE = 250
 _FEWEST_ANTENNAS = 4
 _CROWDED = 0.75  # of the users that a sample has, so many antennas at least
@@ -161,7 +161,7 @@ class DownlinkSamples:
     def _sample(self, index: int, num_users: int, columns: int, rows: int) -> tuple[torch.Tensor, float]:
         draw = np.random.default_rng([self.seed, index, 0])
         h = self.pool[int(draw.integers(len(self.pool)))].h
-        drops, users = _chosen_users(h.shape[0], h.shape[1], num_users, draw)
+        drops, users = chosen_users(h.shape[0], h.shape[1], num_users, draw)
         chosen = h[torch.from_numpy(np.broadcast_to(drops, users.shape).copy()), torch.from_numpy(users)]
         chosen = unit_power(chosen[:, :columns, :rows].flatten(1))  # [num_users, num_bs_ant]
         if draw.random() < 0.4:
@@ -170,7 +170,7 @@ class DownlinkSamples:
         return chosen, float(10 ** (-draw.uniform(self.min_snr_db, self.max_snr_db) / 10))
 
 
-def _chosen_users(
+def chosen_users(
     num_drops: int, users_per_drop: int, num_users: int, draw: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Drops (one of all, or one of each) and users of a sample, no user twice: int64."""
@@ -200,7 +200,7 @@ def rate_loss(model: nn.Module, batch: DownlinkBatch) -> torch.Tensor:
 
 def shortfall(gram: torch.Tensor, answers: Sequence[Shares]) -> torch.Tensor:
     """Minus the sum rate over regularised zero forcing's, earlier answers counting less: float32 [n]."""
-    reference = sum_rates(gram, Shares.even(gram)).clamp_min(_LEAST_RATE)  # [n]
+    reference = sum_rates(gram, Shares.even(gram)).clamp_min(LEAST_RATE)  # [n]
     *earlier, last = (sum_rates(gram, answer) / reference for answer in answers)
     return -last - _EARLIER_STAGES * sum(earlier, torch.zeros_like(last))
 

@@ -225,7 +225,7 @@ def rate_rows(rates: Mapping[float, Rates]) -> list[LinkRow]:
         for snr_db, found in rates.items()
         for name, own in found.items()
         for metric, reference in ((SUM_RATE, None), (SHARE, found[REFERENCE]))
-        for value, low, high in [_interval(own, reference)]
+        for value, low, high in [interval(own, reference)]
     ]
 
 
@@ -235,7 +235,7 @@ def gain_rows(rates: Mapping[float, Rates]) -> list[GainRow]:
     for snr_db, found in rates.items():
         classical = {name: own.mean() for name, own in found.items() if _kind(name) == "classical"}
         best = max(classical, key=lambda name: classical[name])
-        value, low, high = _interval(found[LAM] - found[best])
+        value, low, high = interval(found[LAM] - found[best])
         rows.append(
             GainRow(
                 method=LAM, reference=best, snr_db=snr_db, metric=SUM_RATE, value=value, low=low, high=high
@@ -244,7 +244,7 @@ def gain_rows(rates: Mapping[float, Rates]) -> list[GainRow]:
     return rows
 
 
-def _interval(
+def interval(
     values: NDArray[np.float64], reference: NDArray[np.float64] | None = None
 ) -> tuple[float, float, float]:
     """Mean, or ratio of means, with its interval over groups; the same resamples for every call."""

@@ -1,7 +1,8 @@
 """Beamforming as a task of runs: the graph precoder trained on a dataset's downlinks.
 
 Its first part imitates WMMSE, with metrics and checkpoints in the run's folder ``imitation``; the second
-raises the sum rate. ``lam/`` holds the precoder.
+raises the sum rate. ``lam/`` holds the precoder. On predicted channels there is no imitation, the LAM that
+predicts is tuned, too, and ``lam/`` holds both.
 """
 
 import dataclasses
@@ -10,12 +11,22 @@ from pathlib import Path
 
 from airlam.model.graph_precoder import GraphPrecoder, build_precoder
 from airlam.model.precoder_chain import PrecoderLam, load_precoder
+from airlam.model.predictive_precoder import PredictivePrecoder, precoder_folder
 from airlam.model.storage import assign_tensors, fingerprint
+from airlam.results import EvaluationResult
 from airlam.specs import BeamformingSpec, PrecoderSpec, RunSpec, require
+from airlam.tasks import beamforming_evaluation, beamforming_predicted_evaluation
 from airlam.tasks.beamforming import tune_precoder
 from airlam.tasks.beamforming_data import Source, all_drops, read_views
-from airlam.tasks.beamforming_evaluation import measure
-from airlam.tasks.runs import LAM_FOLDER, read_run
+from airlam.tasks.beamforming_predicted import (
+    REGROUPED,
+    VALIDATION_SAMPLES,
+    PredictedDownlinks,
+    predicted_downlinks,
+    tune_jointly,
+)
+from airlam.tasks.channel_prediction import DatasetLinks
+from airlam.tasks.runs import LAM_FOLDER, load_lam, read_run, tokens_folder
 from airlam.tasks.task import Outcome, Run
 
 __all__ = ["fine_tune", "measure", "precoder_lam", "run_precoders"]
@@ -25,6 +36,8 @@ def fine_tune(run: Run) -> Outcome:
     """See ``Task.fine_tune``: on one machine, or by the devices of the run's network."""
     spec, training = run.spec, run.spec.training
     own = spec.beamforming or BeamformingSpec()
+    if own.csi == "predicted":
+        return _tune_with_predictor(run)
     drops = {split: all_drops(run.dataset, split) for split in ("train", "validation")}
     drops["train"] = drops["train"][: training.num_samples]
     views = {split: read_views(run.dataset, split, drops[split], run.on_progress) for split in drops}
@@ -49,6 +62,43 @@ def fine_tune(run: Run) -> Outcome:
     return Outcome(model=lam.cpu(), summary=summary)
 
 
+def measure(run: Run, *, link: bool) -> EvaluationResult:
+    """See ``Task.measure``."""
+    own = run.spec.beamforming or BeamformingSpec()
+    if own.csi == "predicted":
+        return beamforming_predicted_evaluation.measure(run, link=link)
+    return beamforming_evaluation.measure(run, link=link)
+
+
+def _tune_with_predictor(run: Run) -> Outcome:
+    """The precoder and the LAM of the run that the spec names, through the rate."""
+    spec, training, own = run.spec, run.spec.training, run.spec.beamforming
+    assert own is not None and own.predictor is not None
+    require(spec.network is None, "devices do not tune predictors for precoding; drop [network], or csi")
+    before = read_run(Path(own.predictor), task="channel_prediction")
+    links = {split: DatasetLinks(run.dataset, split, before.prediction) for split in ("train", "validation")}
+    lam = load_lam(Path(own.predictor), links["train"].setting).lam
+    model = PredictivePrecoder(lam, precoder_lam(spec).precoder, links["train"].setting)
+    identity = run.identity + fingerprint(model.state_dict())
+
+    def samples(split: str, num_views: int, num_samples: int, seed: int) -> PredictedDownlinks:
+        place = tokens_folder(run.folder, identity) / split
+        return predicted_downlinks(
+            lam, links[split], before.prediction, own, num_views, num_samples, seed, place, run.on_progress
+        )
+
+    summary, given = tune_jointly(
+        model,
+        samples("train", training.num_samples, REGROUPED * training.num_samples, 2 * training.seed),
+        samples("validation", VALIDATION_SAMPLES, VALIDATION_SAMPLES, 2 * training.seed + 1),
+        training,
+        run.folder,
+        on_progress=run.on_progress,
+        identity=identity,
+    )
+    return Outcome(model=model.cpu(), summary=summary, own={"validation_loss_of_what_was_given": given})
+
+
 def run_precoders(folders: Sequence[Path]) -> dict[str, GraphPrecoder]:
     """The tuned precoders of some runs' folders, by the runs' names, as ``precode`` serves them.
 
@@ -58,7 +108,8 @@ def run_precoders(folders: Sequence[Path]) -> dict[str, GraphPrecoder]:
     for folder in folders:
         spec = read_run(folder, task="beamforming")
         require(spec.name not in found, f"two runs are called {spec.name!r}; take one of them, or rename one")
-        found[spec.name] = load_precoder(folder / LAM_FOLDER)
+        own, place = spec.beamforming or BeamformingSpec(), folder / LAM_FOLDER
+        found[spec.name] = load_precoder(precoder_folder(place) if own.csi == "predicted" else place)
     return found
 
 

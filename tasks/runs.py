@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from airlam.model.build import lam_for
 from airlam.model.lam import LAM
 from airlam.radio.channel import PredictionSetting
 from airlam.specs import (
+    BeamformingSpec,
     ModelSpec,
     PredictionSpec,
     RunSpec,
@@ -95,8 +96,8 @@ def finetune(
 def _with_whole_paths(spec: RunSpec, base: Path) -> RunSpec:
     """Dataset, local backbones and runs to start from are relative to the spec."""
     precoder, beamforming = spec.precoder, spec.beamforming
-    if beamforming is not None and beamforming.start is not None:
-        beamforming = dataclasses.replace(beamforming, start=str((base / beamforming.start).resolve()))
+    if beamforming is not None:
+        beamforming = _with_folders(beamforming, lambda folder: str((base / folder).resolve()))
     if precoder is not None and precoder.backbone is not None:
         precoder = dataclasses.replace(precoder, backbone=_with_whole_path(precoder.backbone, base))
     return dataclasses.replace(
@@ -106,6 +107,12 @@ def _with_whole_paths(spec: RunSpec, base: Path) -> RunSpec:
         precoder=precoder,
         beamforming=beamforming,
     )
+
+
+def _with_folders(spec: BeamformingSpec, change: Callable[[str], str]) -> BeamformingSpec:
+    """The folders of the runs that it builds on, changed."""
+    start, predictor = (given and change(given) for given in (spec.start, spec.predictor))
+    return dataclasses.replace(spec, start=start, predictor=predictor)
 
 
 def _with_whole_path(model: ModelSpec, base: Path) -> ModelSpec:
@@ -243,8 +250,8 @@ def load_lam(folder: Path, setting: PredictionSetting) -> LamPredictor:
 
 
 def run_to_dict(spec: RunSpec) -> dict[str, Any]:
-    """The spec for a report, without the paths of dataset and start on this machine."""
+    """The spec for a report, without the paths of dataset and other runs on this machine."""
     beamforming = spec.beamforming
-    if beamforming is not None and beamforming.start is not None:
-        beamforming = dataclasses.replace(beamforming, start=Path(beamforming.start).name)
+    if beamforming is not None:
+        beamforming = _with_folders(beamforming, lambda folder: Path(folder).name)
     return spec_to_dict(dataclasses.replace(spec, dataset=Path(spec.dataset).name, beamforming=beamforming))

@@ -25,6 +25,7 @@ from airlam.tasks.beamforming import (
     unit_power,
 )
 from airlam.tasks.channel_prediction import quiet
+from airlam.tasks.predicted_precoders import PredictionError
 
 USERS = (2, 4, 6)
 
@@ -94,6 +95,12 @@ def test_the_benchmark_runs_and_says_what_it_left_out(tmp_path: Path) -> None:
     )
     assert {"unseen.share_of_wmmse100", "pilots_0db.gain_over_lmmse_rzf"} <= set(result["figures"])
     assert {"predicted_60kmh.sum_rate", "predicted_60kmh.lam.graph.sum_rate"} <= set(result["figures"])
+    assert {
+        f"predicted_60kmh.{csi}.robust_{how}.sum_rate{part}"
+        for csi in ("best_classical", "lam", "level", "joint")
+        for how in ("rzf", "graph")
+        for part in ("", "_gain", "_gain_low", "_gain_high")
+    } <= set(result["figures"])
     assert set(result["settings"]["skipped"]) == {"gcnwmmse", "deepsense", "raytraced"}
     rates = {
         row["method"]: row["sum_rate_bit_per_s_per_hz"]
@@ -122,7 +129,10 @@ def test_samples_that_are_held_are_those_drawn() -> None:
 def test_precoders_that_are_told_of_no_error_are_the_plain_ones() -> None:
     draw = torch.Generator().manual_seed(0)
     h = torch.randn(3, 4, 2, 8, 5, dtype=torch.complex64, generator=draw)  # [groups, users, slots, n, f]
-    known = Known(h=h, estimates={"lam": h}, error_variance=torch.zeros(h.shape), classical="hold")
+    none = PredictionError(
+        ports=torch.zeros(3, 4, 2, 5, 4, 4, dtype=torch.complex64), levels=torch.ones(2), num_polarizations=2
+    )
+    known = Known(h=h, estimates={"lam": h}, errors={"lam": none}, classical="hold")
     found = known.precoders(build_precoder(PrecoderSpec(), seed=0).eval())
     believed = h[1:].permute(0, 2, 4, 1, 3)  # of the last two groups: [groups, slots, f, users, n]
     w = {name: precode(believed, 0.1, slice(1, 3)) for name, precode in found.items()}

@@ -35,6 +35,7 @@ _NODE_SCALE = 3.0  # of nodes' features, and so of their weights
 _EDGE_SCALE = 0.1  # of the edges' weights at first
 _FLOOR, _LEAST_COUPLING = 1e-7, 1e-5  # where features are computed
 _LEAST_LOG = -16.0  # of a share, likewise
+_LEAST_EXPONENT = -80.0  # of an answered share: the root of one that underflows has no gradient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +250,8 @@ class GraphPrecoder(nn.Module):
             sure = sure_channels(h, error_covariance, noise_variance, total_power)
             return sure.back(self.precode(sure.h, torch.ones_like(noise_variance)), total_power)
         gram = gram_of(h, noise_variance, total_power)
-        dual, stream = self._logs(gram)[-1].exp().mT.contiguous().unbind()  # [batch, num_users] each
+        logs = self._logs(gram)[-1].clamp_min(_LEAST_EXPONENT)
+        dual, stream = logs.exp().mT.contiguous().unbind()  # [batch, num_users] each
         return structure_from_gram(h, gram, dual, stream, total_power)
 
     def _through_backbone(self, nodes: torch.Tensor, batch: int) -> torch.Tensor:
@@ -268,9 +270,9 @@ def build_precoder(spec: PrecoderSpec, *, seed: int = 0) -> GraphPrecoder:
 
     backbone = None
     if spec.backbone is not None:
-        backbone = Backbone(
-            prepare_tuning(build_backbone(spec.backbone, seed=seed), spec.backbone), ordered=False
-        )
+        model = build_backbone(spec.backbone, seed=seed)
+        with seeded(seed + 2):
+            backbone = Backbone(prepare_tuning(model, spec.backbone), ordered=False)
     with seeded(seed + 1):
         return GraphPrecoder(spec, backbone)
 

@@ -11,7 +11,9 @@ class BeamformingSpec:
     """A downlink to some users of one array, at one subcarrier and slot, each user at unit mean power.
 
     With ``csi = "pilots"`` the base station knows what orthogonal uplink pilots tell it, some of which a user
-    of another cell sends, too. It is measured with the link's ``num_users`` at the link's SNRs.
+    of another cell sends, too. With ``csi = "predicted"`` it serves the slots after a noisy history, by what a
+    fine-tuned LAM predicts of them; precoder and LAM are then tuned together, through the rate. It is measured
+    with the link's ``num_users`` at the link's SNRs.
     """
 
     min_users: int = 2  # scheduled together, in training
@@ -21,7 +23,8 @@ class BeamformingSpec:
     smaller_arrays: bool = True  # in training corners of the array serve, too, where CSI is perfect
     imitation_steps: int = 200  # of WMMSE, before the rate itself is raised; 0: none
     start: str | None = None  # a run's folder, whose precoder is tuned on without imitation
-    csi: Literal["perfect", "pilots"] = "perfect"
+    csi: Literal["perfect", "pilots", "predicted"] = "perfect"
+    predictor: str | None = None  # a run's folder, whose LAM predicts the channels
     pilot_snr_db: float = 10.0  # of a user's pilot at one antenna
     reused_share: float = 0.0  # of the pilots that a user of another cell sends
     interferer_db: float = -3.0  # that user's power over this cell's own
@@ -43,4 +46,9 @@ class BeamformingSpec:
         require(
             self.csi == "pilots" or self.reused_share == 0,
             'reused_share is of csi = "pilots"; with perfect CSI there are none, so drop it',
+        )
+        require(
+            (self.csi == "predicted") == (self.predictor is not None),
+            f'csi is "{self.csi}", predictor {self.predictor!r}; csi = "predicted" and predictor, a run of '
+            "channel prediction, go together",
         )

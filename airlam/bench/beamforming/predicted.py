@@ -3,35 +3,40 @@
 Four users at 60 km/h, 32 antennas, 0.5 to 2 ms ahead, CSI of 20 dB: the setting of the prediction benchmark's
 sum rates. The base station knows each user's last measured channel, the best classical predictor's answer
 (the best on these very users), the LAM's, or the truth; precoders are regularised zero forcing and the graph
-precoder, and both told of the predictions' error. Of that all know Path-EB's variance of each coefficient,
-the LAM too, which has none of its own. Coded blocks are 16-QAM at rate 1/2, users alike.
+precoder, and both told of the predictions' error, whose covariance over the array the paths' posterior has in
+closed form. The joint rows have LAM and graph precoder tuned together through the rate (``airlam.bench
+.beamforming.joint``); in the level rows the LAM is as it ships, precoder and size of errors alone are tuned.
+Coded blocks are 16-QAM at rate 1/2, users alike.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from einops import rearrange
 
 from airlam.bench import trained
+from airlam.bench.beamforming import joint
+from airlam.bench.beamforming.joint import JOINT, LEVEL, JointScale
 from airlam.bench.kept import as_dict
 from airlam.bench.prediction.job import FULL_SIZES, QUICK_SIZES, Job, Sizes
-from airlam.bench.prediction.sources import HeldLinks
 from airlam.bench.prediction.sumrate import HOLD, NUM_USERS, SEED, SNR_DB, served_links
 from airlam.bench.prediction.table import mean_interval
 from airlam.model.graph_precoder import GraphPrecoder
-from airlam.radio.beamforming import robust_regularized_zero_forcing
-from airlam.radio.precoding import regularized_zero_forcing, sum_rate_bit_per_s_per_hz
+from airlam.model.predictive_precoder import PredictivePrecoder
 from airlam.radio.prediction import classical_predictors
-from airlam.radio.prediction.base import Predictor
-from airlam.radio.prediction.path_eb import PathEb
 from airlam.specs import LinkSpec
 from airlam.tasks.channel_prediction import Progress
-from airlam.tasks.comparison import BATCH_LINKS, observe
-from airlam.tasks.link_level import LinkResult, Precode, evaluate_link, group_users
+from airlam.tasks.link_level import LinkResult, Precode, evaluate_link
+from airlam.tasks.predicted_channels import CLASSICAL_ERROR, LAM_ERROR, TRUTH, foresee, user_rows
+from airlam.tasks.predicted_precoders import (
+    LearnedPrecoder,
+    PredictionError,
+    RobustZeroForcing,
+    group_rates,
+    zero_forcing,
+)
 from airlam.units import db_to_linear
 
 SETTING = "predicted_60kmh"
@@ -39,9 +44,10 @@ STALE, LAM, PERFECT = "stale", "lam", "perfect"
 BEST_CLASSICAL = "best_classical"
 RZF, GRAPH, ROBUST_RZF, ROBUST_GRAPH = "rzf", "graph", "robust_rzf", "robust_graph"
 _SEPARATOR = "+"
+_RATE = "sum_rate_bit_per_s_per_hz"
 _TARGET = "snr_db_at_bler10"
 _CODED = ("bler", "throughput_bit_per_s_per_hz")
-_GROUPS_AT_ONCE = 16
+_TOLD = {BEST_CLASSICAL: CLASSICAL_ERROR, LAM: LAM_ERROR, JOINT: LAM_ERROR, LEVEL: LAM_ERROR}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +56,19 @@ class PredictedScale:
 
     users: Sizes  # of which the sum rate's drops count
     link: LinkSpec
+    joint: JointScale | None = None  # None: nothing is tuned
 
 
 FULL = PredictedScale(
     users=FULL_SIZES,
+    joint=joint.FULL,
     link=LinkSpec(num_users=NUM_USERS, snr_db=(-2.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 10.0, 20.0), num_drops=64),
 )
-QUICK = PredictedScale(users=QUICK_SIZES, link=LinkSpec(num_users=NUM_USERS, snr_db=(-4.0, 4.0), num_drops=1))
+QUICK = PredictedScale(
+    users=QUICK_SIZES,
+    joint=joint.QUICK,
+    link=LinkSpec(num_users=NUM_USERS, snr_db=(-4.0, 4.0), num_drops=1),
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,30 +76,28 @@ class Known:
     """The truth and what is known of it, each user at unit mean power over the horizon.
 
     h and estimates (by whose they are): complex64 [num_groups, num_users, num_horizon, num_bs_ant,
-    num_subcarriers]; error_variance: of the predictions, float32 of the same shape; classical: the name of
-    the best classical predictor.
+    num_subcarriers]; errors: of those that tell of them; classical: the name of the best classical predictor;
+    graphs: the precoders of those that have one of their own.
     """
 
     h: torch.Tensor
     estimates: Mapping[str, torch.Tensor]
-    error_variance: torch.Tensor
+    errors: Mapping[str, PredictionError]
     classical: str
+    graphs: Mapping[str, GraphPrecoder] = dataclasses.field(default_factory=dict)
 
     def precoders(self, graph: GraphPrecoder) -> dict[str, Precode]:
-        """``CSI+PRECODER`` -> precoder."""
-        robust = partial(_robust_zero_forcing, self), partial(_robust_graph, self, graph)
+        """``CSI+PRECODER`` -> precoder; graph: of those that have none of their own."""
         found: dict[str, Precode] = {}
         for csi in self.estimates:
-            found[_name(csi, RZF)] = _zero_forcing
-            found[_name(csi, GRAPH)] = partial(_graph, graph)
-            if csi in (BEST_CLASSICAL, LAM):
-                found[_name(csi, ROBUST_RZF)], found[_name(csi, ROBUST_GRAPH)] = robust
+            own = self.graphs.get(csi, graph)
+            if csi not in self.graphs:
+                found[_name(csi, RZF)] = zero_forcing
+                found[_name(csi, GRAPH)] = LearnedPrecoder(graph=own)
+            if csi in self.errors:
+                found[_name(csi, ROBUST_RZF)] = RobustZeroForcing(error=self.errors[csi])
+                found[_name(csi, ROBUST_GRAPH)] = LearnedPrecoder(graph=own, error=self.errors[csi])
         return found
-
-    def covariance(self, believed: torch.Tensor, groups: slice) -> torch.Tensor:
-        """Of the errors of some groups' channels: complex64 [*believed.shape, num_bs_ant]."""
-        variance = _per_subcarrier(self.error_variance[groups])[: len(believed)]  # as believed
-        return torch.diag_embed(variance).to(believed.dtype)
 
 
 def run_predicted(
@@ -96,15 +106,20 @@ def run_predicted(
     """Rows and figures.
 
     ``predicted_60kmh.sum_rate`` (of the LAM), ``.best_classical``, ``.stale`` and ``.perfect`` are of
-    regularised zero forcing, and ``.CSI.PRECODER.sum_rate`` of all; ``.CSI.PRECODER.snr_db_at_bler10`` is
-    left out where no SNR of the grid meets the target.
+    regularised zero forcing, and ``.CSI.PRECODER.sum_rate`` of all, with ``..._gain``, ``..._gain_low`` and
+    ``..._gain_high`` over the LAM with regularised zero forcing; ``.CSI.PRECODER.snr_db_at_bler10`` is left
+    out where no SNR of the grid meets the target.
     """
-    known = know(scale.users, on_progress)
+    tuned: dict[str, PredictivePrecoder] = {}
+    if scale.joint is not None:
+        tuned = {name: joint.tuned(name, scale.joint, graph, on_progress) for name in (LEVEL, JOINT)}
+    known = know(scale.users, tuned, on_progress)
     precoders = known.precoders(graph)
-    rates = {name: _sum_rates(known, name, precode) for name, precode in precoders.items()}
+    estimates = {name: known.estimates[_csi(name)] for name in precoders}
+    rates = group_rates(known.h, estimates, precoders, db_to_linear(-SNR_DB))
     result = evaluate_link(
         known.h,
-        {name: known.estimates[_csi(name)] for name in precoders},
+        estimates,
         scale.link,
         seed=SEED,
         on_progress=lambda share: on_progress("sending coded blocks", round(100 * share), 100, ""),
@@ -113,8 +128,8 @@ def run_predicted(
     return _rows(known, rates, result), _figures(rates, result)
 
 
-def know(sizes: Sizes, on_progress: Progress) -> Known:
-    """What the predictors of the prediction benchmark say of the users of its sum rates."""
+def know(sizes: Sizes, tuned: Mapping[str, PredictivePrecoder], on_progress: Progress) -> Known:
+    """What the prediction benchmark's predictors and the tuned ones say of the users of its sum rates."""
     folder = trained.models_folder(trained.FULL)
     job = Job(
         scale=trained.FULL,
@@ -128,115 +143,51 @@ def know(sizes: Sizes, on_progress: Progress) -> Known:
     training = fitting.training()
     classical = classical_predictors(test.setting, training)
     predictors = [*classical, job.guarded_lam(test.setting, training, (SNR_DB,))]
-    truth, found, variance = _predict(predictors, test, on_progress)
-    power = truth.abs().square().mean(dim=(1, 2, 3, 4), keepdim=True)  # [num_links, 1, 1, 1, 1]
-    h = _by_group(truth * power.rsqrt())
-    estimates = {name: _by_group(links * power.rsqrt()) for name, links in found.items()}
-    mean = {each.name: float(_rates(h, estimates[each.name], _zero_forcing).mean()) for each in classical}
-    best = max(mean, key=lambda name: mean[name])
+    front_end = job.lam(test.setting).lam
+    foreseen = foresee(test, predictors, front_end, tuned, SNR_DB, len(test), on_progress)
+    rows = user_rows(len(test), NUM_USERS, SEED)
+    grouped = {name: future[rows] for name, future in foreseen.futures.items()}
+    errors = {name: error[rows] for name, error in foreseen.errors.items()}
+    best = _best({each.name: grouped[each.name] for each in classical}, grouped[TRUTH])
+    even = torch.ones(test.setting.num_horizon)
     return Known(
-        h=h,
+        h=grouped[TRUTH],
         estimates={
-            STALE: estimates[HOLD],
-            BEST_CLASSICAL: estimates[best],
-            LAM: estimates[trained.LAM],
-            PERFECT: h,
+            STALE: grouped[HOLD],
+            BEST_CLASSICAL: grouped[best],
+            LAM: grouped[trained.LAM],
+            **{name: grouped[name] for name in tuned},
+            PERFECT: grouped[TRUTH],
         },
-        error_variance=_by_group(variance / power),
+        errors={
+            csi: PredictionError(
+                ports=errors[of],
+                levels=tuned[csi].levels.detach() if csi in tuned else even,
+                num_polarizations=test.setting.base_station.num_polarizations,
+            )
+            for csi, of in _TOLD.items()
+            if csi in (BEST_CLASSICAL, LAM, *tuned)
+        },
         classical=best,
+        graphs={name: each.precoder for name, each in tuned.items()},
     )
 
 
-def _predict(
-    predictors: Sequence[Predictor], test: HeldLinks, on_progress: Progress
-) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
-    """The true futures of all links, everyone's predictions, and Path-EB's variance of its own."""
-    judge = PathEb(test.setting)
-    truth: list[torch.Tensor] = []
-    variance: list[torch.Tensor] = []
-    estimates: dict[str, list[torch.Tensor]] = {predictor.name: [] for predictor in predictors}
-    for start in range(0, len(test), BATCH_LINKS):
-        indices = np.arange(start, min(start + BATCH_LINKS, len(test)))
-        seen = observe(test.read(indices), test, SNR_DB, start)
-        truth.append(seen.future)
-        variance.append(judge.predict_with_variance(seen.history, seen.noise_variance)[1])
-        for predictor in predictors:
-            estimates[predictor.name].append(predictor.predict(seen.history, seen.noise_variance))
-        on_progress("predicting", start + len(indices), len(test), "")
-    return (
-        torch.cat(truth),
-        {name: torch.cat(parts) for name, parts in estimates.items()},
-        torch.cat(variance),
-    )
-
-
-def _by_group(links: torch.Tensor) -> torch.Tensor:
-    """[num_links, t, 1, m, f] to [num_groups, num_users, t, m, f]."""
-    return group_users(links, NUM_USERS, SEED)
-
-
-def _per_subcarrier(links: torch.Tensor) -> torch.Tensor:
-    """[num_groups, num_users, t, m, f] to [num_groups, t, f, num_users, m]."""
-    return rearrange(links, "g k t m f -> g t f k m")
-
-
-def _zero_forcing(believed: torch.Tensor, noise_variance: float, groups: slice) -> torch.Tensor:
-    return regularized_zero_forcing(believed, noise_variance)
-
-
-def _robust_zero_forcing(
-    known: Known, believed: torch.Tensor, noise_variance: float, groups: slice
-) -> torch.Tensor:
-    return robust_regularized_zero_forcing(believed, known.covariance(believed, groups), noise_variance)
-
-
-def _graph(
-    graph: GraphPrecoder, believed: torch.Tensor, noise_variance: float, groups: slice
-) -> torch.Tensor:
-    flat = believed.flatten(end_dim=2)  # [downlinks, num_users, num_bs_ant]
-    with torch.no_grad():
-        w = graph.precode(flat, torch.full((len(flat),), noise_variance))
-    return w.reshape(*believed.shape[:3], *w.shape[1:])
-
-
-def _robust_graph(
-    known: Known, graph: GraphPrecoder, believed: torch.Tensor, noise_variance: float, groups: slice
-) -> torch.Tensor:
-    flat, covariance = (each.flatten(end_dim=2) for each in (believed, known.covariance(believed, groups)))
-    with torch.no_grad():
-        w = graph.precode(flat, torch.full((len(flat),), noise_variance), error_covariance=covariance)
-    return w.reshape(*believed.shape[:3], *w.shape[1:])
-
-
-def _sum_rates(known: Known, name: str, precode: Precode) -> torch.Tensor:
-    """At the benchmark's SNR."""
-    return _rates(known.h, known.estimates[_csi(name)], precode)
-
-
-def _rates(h: torch.Tensor, estimate: torch.Tensor, precode: Precode) -> torch.Tensor:
-    """Sum rate of each group, mean over the horizon and subcarriers: float64 [num_groups]."""
-    noise_variance = db_to_linear(-SNR_DB)
-    found = []
-    for start in range(0, len(h), _GROUPS_AT_ONCE):
-        groups = slice(start, start + _GROUPS_AT_ONCE)
-        w = precode(_per_subcarrier(estimate[groups]), noise_variance, groups)
-        rate = sum_rate_bit_per_s_per_hz(_per_subcarrier(h[groups]), w, noise_variance)  # [groups, t, f]
-        found.append(rate.double().mean(dim=(1, 2)))
-    return torch.cat(found)
+def _best(estimates: Mapping[str, torch.Tensor], h: torch.Tensor) -> str:
+    """Whose estimates give the highest sum rate with regularised zero forcing."""
+    plain: dict[str, Precode] = dict.fromkeys(estimates, zero_forcing)
+    rates = group_rates(h, estimates, plain, db_to_linear(-SNR_DB))
+    return max(rates, key=lambda name: float(rates[name].mean()))
 
 
 def _rows(known: Known, rates: Mapping[str, torch.Tensor], result: LinkResult) -> list[dict[str, Any]]:
     """Sum rates at the benchmark's SNR, metrics of coded blocks at each SNR, and SNRs of the target."""
     rows: list[dict[str, Any]] = []
+    chain = rates[_name(LAM, RZF)]
     for name, rate in rates.items():
-        rows.append(
-            {
-                **_who(known, name),
-                "metric": "sum_rate_bit_per_s_per_hz",
-                "snr_db": SNR_DB,
-                **as_dict(mean_interval(rate)),
-            }
-        )
+        for metric, values in ((_RATE, rate), (f"{_RATE}_gain_on_lam_rzf", rate - chain)):
+            interval = as_dict(mean_interval(values))
+            rows.append({**_who(known, name), "metric": metric, "snr_db": SNR_DB, **interval})
         target = result.snr_db_at_target_bler[name]
         rows.append({**_who(known, name), "metric": _TARGET, "value": target})
     for row in result.rows():
@@ -259,7 +210,11 @@ def _figures(rates: Mapping[str, torch.Tensor], result: LinkResult) -> dict[str,
     }
     for name, rate in rates.items():
         place = f"{SETTING}.{name.replace(_SEPARATOR, '.')}"
+        gain = mean_interval(rate - rates[_name(LAM, RZF)])
         figures[f"{place}.sum_rate"] = float(rate.mean())
+        figures[f"{place}.sum_rate_gain"] = gain.value
+        figures[f"{place}.sum_rate_gain_low"] = gain.low
+        figures[f"{place}.sum_rate_gain_high"] = gain.high
         target = result.snr_db_at_target_bler[name]
         if target is not None:
             figures[f"{place}.{_TARGET}"] = target
