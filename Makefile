@@ -40,9 +40,9 @@ lint: $(VENV)/.dev
 	ln -s $(CURDIR)/airlam/* $(CURDIR)/datasets $(CURDIR)/tasks $(VENV)/typed/airlam/
 	MYPYPATH=$(VENV)/typed $(VENV)/bin/mypy -p airlam
 
-# two processes of one thread each: the tests are many and small
+# two processes of one thread each: the tests are many and small; in the order of tests/conftest.py
 test: lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -145,11 +145,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="module")
+def whole(cache: Path) -> dict[str, Any]:
+    """What a run gives that nothing interrupts."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny(patch, cache)
+        return ablation.run(quick=True, only=UMA, on_progress=quiet)
+
+
 def test_an_interrupted_run_ends_as_one_that_was_not(
-    monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path, whole: dict[str, Any]
 ) -> None:
     tiny(monkeypatch, cache)
-    whole = ablation.run(quick=True, only=UMA, on_progress=quiet)
     (tmp_path / "datasets").symlink_to(cache / "datasets")
     monkeypatch.setenv("AIRLAM_CACHE", str(tmp_path))
     with pytest.raises(InterruptedError):
@@ -169,21 +176,20 @@ def stop_at(what: str) -> Any:
     return progress
 
 
-def test_a_finished_run_trains_nothing_again(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_a_finished_run_trains_nothing_again(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, whole: dict[str, Any]
+) -> None:
     tiny(monkeypatch, cache)
-    ablation.run(quick=True, only=UMA, on_progress=quiet)
     doings: list[str] = []
     again = ablation.run(quick=True, only=UMA, on_progress=lambda what, *_: doings.append(what))
     assert set(doings) == {"measuring"}
     assert not (cache / "ablation" / "quick" / "work").exists()
-    assert again["settings"]["skipped"] == {}
+    assert again["settings"]["skipped"] == {} and again["figures"].keys() == whole["figures"].keys()
 
 
-def test_the_table_holds_every_variant(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    tiny(monkeypatch, cache)
-    result = ablation.run(quick=True, only=UMA, on_progress=quiet)
-    json.dumps(result, allow_nan=False)
-    found = [row for row in result["rows"] if "variant" in row and "contrast" not in row]
+def test_the_table_holds_every_variant(whole: dict[str, Any]) -> None:
+    json.dumps(whole, allow_nan=False)
+    found = [row for row in whole["rows"] if "variant" in row and "contrast" not in row]
     for snr_db in ablation.SNRS_DB:
         at = {r["variant"]: r for r in found if (r["setting"], r["snr_db"]) == ("uma_omni", snr_db)}
         assert at.keys() == {*HERE, ablation.REFERENCE}
@@ -194,7 +200,7 @@ def test_the_table_holds_every_variant(monkeypatch: pytest.MonkeyPatch, cache: P
             assert at[name]["over_path_eb"]["low"] <= ratio <= at[name]["over_path_eb"]["high"]
             assert at[name]["trainable_parameters"] <= at[name]["total_parameters"]
         assert at["no_physics"]["over_path_eb"]["value"] > 2  # three steps do not make up for physics
-    assert {row["contrast"] for row in result["rows"] if "contrast" in row} == {
+    assert {row["contrast"] for row in whole["rows"] if "contrast" in row} == {
         "training_the_backbone",
         "attention",
         "physics",

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from airlam.datasets.catalog import packaged_spec
-from airlam.datasets.generate import generate
 from airlam.datasets.store import ChannelDataset
 from airlam.errors import SpecError
 from airlam.model.graph_precoder import gram_of
@@ -86,19 +85,10 @@ BACKBONE = PrecoderSpec(
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(downlink_dataset: Callable[..., Path]) -> Path:
     """A folder with a tiny dataset of five users a drop, on an array that they crowd."""
-    folder = tmp_path_factory.mktemp("base")
-    plain = packaged_spec("quickstart")
-    spec = dataclasses.replace(
-        plain,
-        num_users=5,
-        base_station=ArraySpec(num_rows=1, num_cols=3, polarization="dual", polarization_type="cross"),
-        grid=dataclasses.replace(plain.grid, num_slots=4),
-        drops=SplitSizes(train=18, validation=6, test=12),
-    )
-    generate(spec, folder / "d.h5")
-    return folder
+    array = ArraySpec(num_rows=1, num_cols=3, polarization="dual", polarization_type="cross")
+    return downlink_dataset(5, array, SplitSizes(train=18, validation=6, test=12))
 
 
 @pytest.fixture(scope="module")

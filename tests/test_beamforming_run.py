@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from airlam import cli
-from airlam.datasets.catalog import packaged_spec
-from airlam.datasets.generate import generate
 from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError, SpecError
 from airlam.model.graph_precoder import GraphPrecoder
@@ -75,19 +74,10 @@ PILOTS = dataclasses.replace(
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(downlink_dataset: Callable[..., Path]) -> Path:
     """A folder with a tiny dataset of four users a drop."""
-    folder = tmp_path_factory.mktemp("base")
-    plain = packaged_spec("quickstart")
-    spec = dataclasses.replace(
-        plain,
-        num_users=4,
-        base_station=ArraySpec(num_rows=2, num_cols=2, polarization="dual", polarization_type="cross"),
-        grid=dataclasses.replace(plain.grid, num_slots=4),
-        drops=SplitSizes(train=12, validation=4, test=6),
-    )
-    generate(spec, folder / "d.h5")
-    return folder
+    array = ArraySpec(num_rows=2, num_cols=2, polarization="dual", polarization_type="cross")
+    return downlink_dataset(4, array, SplitSizes(train=12, validation=4, test=6))
 
 
 @pytest.fixture(scope="module")

@@ -110,7 +110,7 @@ def test_killed_at_any_time_and_started_again_it_ends_the_same(
         run.send_signal(signal.SIGKILL)
         kills += run.wait() == -signal.SIGKILL
     assert kills, "the run was over before it could be killed"
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    finetune(dataclasses.replace(RUN, dataset=str(base / "d.h5")), tmp_path, tmp_path / "again", quiet)
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, 31))
     for name in ("weights.safetensors", "adapter/adapter_model.safetensors"):

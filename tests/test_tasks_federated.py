@@ -114,7 +114,7 @@ def test_killed_at_any_time_and_started_again_it_ends_the_same(
         run.send_signal(signal.SIGKILL)
         kills += run.wait() == -signal.SIGKILL
     assert kills, "the run was over before it could be killed"
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    finetune(dataclasses.replace(RUN, dataset=str(base / "d.h5")), tmp_path, tmp_path / "again", quiet)
     assert read_rounds(folder) == read_rounds(trained)
     for name in ("weights.safetensors", "adapter/adapter_model.safetensors"):
         assert (folder / "lam" / name).read_bytes() == (trained / "lam" / name).read_bytes()

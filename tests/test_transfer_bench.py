@@ -143,14 +143,20 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def test_the_table_names_its_figures(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    monkeypatch.setenv("AIRLAM_CACHE", str(cache))
-    result = transfer.run(quick=True, data=None, on_progress=quiet)
-    json.dumps(result, allow_nan=False)
-    assert set(result["settings"]["skipped"]) == {"munich", "quadriga"}
-    figures = result["figures"]
+@pytest.fixture(scope="module")
+def whole(cache: Path) -> dict[str, Any]:
+    """What a run gives that nothing interrupts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRLAM_CACHE", str(cache))
+        return transfer.run(quick=True, data=None, on_progress=quiet)
+
+
+def test_the_table_names_its_figures(whole: dict[str, Any]) -> None:
+    json.dumps(whole, allow_nan=False)
+    assert set(whole["settings"]["skipped"]) == {"munich", "quadriga"}
+    figures = whole["figures"]
     for snr in (10, 20):
-        rows = {r["predictor"]: r for r in result["rows"] if r["snr_db"] == snr}
+        rows = {r["predictor"]: r for r in whole["rows"] if r["snr_db"] == snr}
         best = min(r["nmse_pooled"]["value"] for r in rows.values() if r["kind"] == "classical")
         assert figures[f"umi_nlos.{snr}db.best_classical"] == best
         assert rows["zero_shot"]["over_zero_shot"] == {"value": 1.0, "low": 1.0, "high": 1.0}
@@ -164,10 +170,8 @@ def test_the_table_names_its_figures(monkeypatch: pytest.MonkeyPatch, cache: Pat
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(
-    monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path, whole: dict[str, Any]
 ) -> None:
-    monkeypatch.setenv("AIRLAM_CACHE", str(cache))
-    whole = transfer.run(quick=True, data=None, on_progress=quiet)
     (tmp_path / "transfer" / "quick").mkdir(parents=True)
     (tmp_path / "transfer" / "datasets").symlink_to(cache / "transfer" / "datasets")
     monkeypatch.setenv("AIRLAM_CACHE", str(tmp_path))
