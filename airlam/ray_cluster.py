@@ -1,8 +1,8 @@
 """Ray, on this machine or on many: how a process gets the library and a connection.
 
-Whoever is let in by a Ray cluster runs code there. One that is started here asks for a token that is drawn for
-it; one of many machines should be started with RAY_AUTH_MODE=token and a RAY_AUTH_TOKEN of its owner's on all
-of them. The token is what guards Ray's ports: it opens them on all of a machine's addresses.
+Whoever is let in by a Ray cluster runs code there. One that is started here asks for a token that is drawn
+for it; one of many machines should be started with RAY_AUTH_MODE=token and a RAY_AUTH_TOKEN of its owner's on
+all of them. The token is what guards Ray's ports: it opens them on all of a machine's addresses.
 """
 
 import logging

@@ -11,9 +11,9 @@ class BeamformingSpec:
     """A downlink to some users of one array, at one subcarrier and slot, each user at unit mean power.
 
     With ``csi = "pilots"`` the base station knows what orthogonal uplink pilots tell it, some of which a user
-    of another cell sends, too. With ``csi = "predicted"`` it serves the slots after a noisy history, by what a
-    fine-tuned LAM predicts of them; precoder and LAM are then tuned together, through the rate. It is measured
-    with the link's ``num_users`` at the link's SNRs.
+    of another cell sends, too. With ``csi = "predicted"`` it serves the slots after a noisy history, by what
+    a fine-tuned LAM predicts of them; precoder and LAM are then tuned together, through the rate. It is
+    measured with the link's ``num_users`` at the link's SNRs.
     """
 
     min_users: int = 2  # scheduled together, in training
