@@ -44,8 +44,11 @@ def connect(address: str, *, settings: Mapping[str, str] | None = None, **local:
         os.environ.setdefault(name, value)
     try:
         ray.init(**options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _out_of_reach(address, error) from None
+    except Exception as error:
+        # a node that is too slow to start is told by an Exception of no class of its own
+        if isinstance(error, (OSError, ValueError, RuntimeError)) or type(error) is Exception:
+            raise _out_of_reach(address, error) from None
+        raise
     return ray, True
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from airlam.errors import DataError
 from airlam.ray_cluster import connect
 
 NAMES = ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
@@ -43,3 +44,15 @@ def test_what_the_user_set_wins(found: dict[str, str | None], monkeypatch: pytes
         monkeypatch.setenv(name, value)
     connect("local")
     assert found == mine
+
+
+def test_what_ray_says_in_an_exception_of_no_class_is_one_line(
+    found: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_options: Any) -> None:
+        raise Exception("The current node timed out during startup.\nIts logs say more.")  # as Ray does
+
+    monkeypatch.setattr(sys.modules["ray"], "init", init)
+    with pytest.raises(DataError, match="timed out during startup") as refused:
+        connect("local")
+    assert "\n" not in str(refused.value)

@@ -31,11 +31,8 @@ class Renewal:
                 services = await asyncio.to_thread(self._load)
                 _check(self._serving.services, services)
                 await self._serving.batcher.between_batches(services.warm)
-            except (
-                AirlamError,
-                OSError,
-                RuntimeError,
-            ) as error:  # no file; torch's of tensors that do not fit
+            # OSError: no file; RuntimeError: torch's of tensors that do not fit
+            except (AirlamError, OSError, RuntimeError) as error:
                 _log.error("the LAMs stay as they are: %s", error)
                 self._serving.metrics.renewed(succeeded=False)
                 return False
