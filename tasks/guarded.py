@@ -16,7 +16,7 @@ def guarded_lam(
     *,
     seed: int,
     levels_db: tuple[float, ...] = TUNING_SNR_DB,
-    num_links: int = 96,
+    num_links: int = 128,
 ) -> Guarded:
     """``lam`` and what it falls back to, chosen on training links; seed: as in ``with_fallbacks``."""
     candidates = with_fallbacks(lam, setting, seed)

@@ -4,6 +4,8 @@ What is brought in later stands beside what is there, on replicas of its own: a 
 generation only, wherever its phases run. Ray Serve replaces replicas that die; its HTTP proxies do not start.
 """
 
+import asyncio
+import importlib
 import logging
 import secrets
 import time
@@ -23,6 +25,7 @@ _GONE_S = 30.0  # for replicas to end
 _POLL_S = 0.05
 _HEALTH_PERIOD_S = 1.0
 _HEALTH_TIMEOUT_S = 10.0
+_CANCEL_S = 10.0
 _STORE_BYTES = 2**30  # where Ray is started here: of old and new weights, taken as they come
 _REPLICAS_ALONE = 2  # on the only node, so that one may die
 
@@ -115,10 +118,17 @@ class Deployments:
         for number in list(self._standing):
             self.take_away(number)
         self._await_gone()
+        self._end_routing()
         if self._owned:
             # or the next connection would take it for its own; to shut Serve down could end others' services
             self._serve.context._set_global_client(None)
             self._ray.shutdown()
+
+    def _end_routing(self) -> None:
+        """Ray Serve's routers, in a thread of their own, would wait for lost replicas as long as we live."""
+        loop = importlib.import_module("ray.serve._private.router").SingletonThreadRouter._asyncio_loop
+        if loop is not None:
+            asyncio.run_coroutine_threadsafe(_cancel_others(), loop).result(_CANCEL_S)
 
     def _application(self, node: str, num_replicas: int, shapes: str, weights: Any) -> Any:
         cpus = next(one.num_cpus for one in self.nodes if one.name == node)
@@ -156,3 +166,11 @@ class Deployments:
                 waiting = ", ".join(name for name in names if states.get(name) != "RUNNING")
                 raise DataError(f"{waiting} did not start within {BUILD_S:g} s; see ray status")
             time.sleep(_POLL_S)
+
+
+async def _cancel_others() -> None:
+    """Ends what the running loop has under way."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

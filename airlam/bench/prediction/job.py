@@ -30,7 +30,7 @@ class Sizes:
     latency_cores: int | None  # None: all
 
 
-GUARD_LINKS = 384  # at most, over all SNRs, on which the LAM's guard chooses
+GUARD_LINKS = 512  # at most, over all SNRs, on which the LAM's guard chooses
 
 FULL_SIZES = Sizes(
     csi4cast_fit=48,

@@ -22,7 +22,7 @@ from airlam.radio.prediction.selection import (
 NUM_BANDS = 3  # of fading, as many training links in each
 MIN_BAND_LINKS = 32  # fewer do not tell predictors apart that differ by some per cent: then fewer bands
 FULL_BAND_LINKS = 64  # where there are more bands than NUM_BANDS
-NUM_DEVIATIONS = 2.0  # by which the mean of paired differences must exceed 0: one in forty by chance
+NUM_DEVIATIONS = 2.0  # by which a mean of paired logarithms must exceed 0: one in forty by chance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +68,15 @@ def guarded(
     training: TrainingLinks,
     *,
     levels_db: tuple[float, ...] = TUNING_SNR_DB,
-    num_links: int = 96,
+    num_links: int = 128,
     seed: int = 0,
 ) -> Guarded:
     """The last predictor, and others where they do better than it on noisy training links.
 
     Every predictor sees the same links with the same noise, white and at one SNR below each link's power.
-    Another predictor is better in a band if the mean over its links of (the last one's NMSE - its own)
-    exceeds ``NUM_DEVIATIONS`` standard errors of that mean; of several, that of the largest mean is taken.
+    Another predictor is better in a band if its mean NMSE over the band's links is lower and the mean of
+    log(the last one's NMSE / its own) exceeds ``NUM_DEVIATIONS`` standard errors of that mean. Logarithms
+    weigh all links alike, where means alone follow the few worst. Of several the least mean NMSE is taken.
     """
     links = spread_links(training, num_links)
     num_bands = _num_bands(len(links.history))
@@ -107,10 +108,11 @@ def _best(errors: torch.Tensor) -> int:
     last, num_links = len(errors) - 1, errors.shape[1]
     if last == 0 or num_links < 2:  # one link tells nothing of chance
         return last
-    gain = errors[-1] - errors[:-1]  # [predictors - 1, links]
-    mean, chance = gain.mean(1), NUM_DEVIATIONS * gain.std(1) / num_links**0.5
-    better = [index for index in range(last) if mean[index] > chance[index]]
-    return max(better, key=lambda index: float(mean[index]), default=last)
+    gain = (errors[-1] / errors[:-1]).log()  # [predictors - 1, links]
+    beyond = gain.mean(1) > NUM_DEVIATIONS * gain.std(1) / num_links**0.5
+    mean = errors.mean(1)  # [predictors]
+    better = [index for index in range(last) if beyond[index] and mean[index] < mean[last]]
+    return min(better, key=lambda index: float(mean[index]), default=last)
 
 
 def _num_bands(num_links: int) -> int:
