@@ -76,7 +76,8 @@ def guarded(
     Every predictor sees the same links with the same noise, white and at one SNR below each link's power.
     Another predictor is better in a band if its mean NMSE over the band's links is lower and the mean of
     log(the last one's NMSE / its own) exceeds ``NUM_DEVIATIONS`` standard errors of that mean. Logarithms
-    weigh all links alike, where means alone follow the few worst. Of several the least mean NMSE is taken.
+    weigh all links alike, where means alone follow the few worst. Of several the largest mean logarithm
+    decides.
     """
     links = spread_links(training, num_links)
     num_bands = _num_bands(len(links.history))
@@ -108,11 +109,11 @@ def _best(errors: torch.Tensor) -> int:
     last, num_links = len(errors) - 1, errors.shape[1]
     if last == 0 or num_links < 2:  # one link tells nothing of chance
         return last
-    gain = (errors[-1] / errors[:-1]).log()  # [predictors - 1, links]
-    beyond = gain.mean(1) > NUM_DEVIATIONS * gain.std(1) / num_links**0.5
-    mean = errors.mean(1)  # [predictors]
-    better = [index for index in range(last) if beyond[index] and mean[index] < mean[last]]
-    return min(better, key=lambda index: float(mean[index]), default=last)
+    ratio = (errors[-1] / errors[:-1]).log()  # [predictors - 1, links]
+    gain = ratio.mean(1)  # [predictors - 1]
+    better = gain > NUM_DEVIATIONS * ratio.std(1) / num_links**0.5
+    better &= errors[:-1].mean(1) < errors[-1].mean()
+    return max(better.nonzero().flatten().tolist(), key=lambda index: float(gain[index]), default=last)
 
 
 def _num_bands(num_links: int) -> int:
