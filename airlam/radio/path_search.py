@@ -206,9 +206,8 @@ class _SearchGrid:
     shape: of the history; sizes, size: of this grid along the axes, size as int64 [3]. place: float32 [grid
     points, 3], the index of each along every axis; beside: int64 [grid points, 7], the neighbours below along
     each axis, the point itself, and those above. axis, norm, turn: [sum of the history's sizes], its axes end
-    to end: which axis, 1 / sqrt(steps), radians per cycle of position. kernel: complex64 [sum of the
-    history's sizes, sum of sizes], one block an axis, inner products of a step with every grid atom.
-    parabola: float32 [7, 6], from values at ``beside`` to slopes and bends at the point.
+    to end: which axis, 1 / sqrt(steps), radians per cycle of position. parabola: float32 [7, 6], from values
+    at ``beside`` to slopes and bends at the point.
     """
 
     shape: tuple[int, int, int]
@@ -219,7 +218,6 @@ class _SearchGrid:
     axis: torch.Tensor
     norm: torch.Tensor
     turn: torch.Tensor
-    kernel: torch.Tensor
     parabola: torch.Tensor
 
     @staticmethod
@@ -230,10 +228,6 @@ class _SearchGrid:
         turns = [
             2 * math.pi * sign * torch.arange(n, dtype=torch.float64, device=device)
             for sign, n in zip(AXIS_SIGNS, shape, strict=True)
-        ]
-        kernels = [
-            torch.exp(-1j * turn.unsqueeze(1) * torch.arange(n, device=device) / n)  # [steps, n]
-            for turn, n in zip(turns, sizes, strict=True)
         ]
         stride = torch.tensor([sizes[1] * sizes[2], sizes[2], 1], device=device)
         index = torch.arange(math.prod(sizes), device=device).unsqueeze(1)  # [grid points, 1]
@@ -248,7 +242,6 @@ class _SearchGrid:
             axis=torch.arange(3, device=device).repeat_interleave(length),
             norm=(length**-0.5).repeat_interleave(length),
             turn=torch.cat(turns).float(),
-            kernel=torch.block_diag(*kernels).to(torch.complex64),  # type: ignore[no-untyped-call]
             parabola=_parabola(device),
         )
 
@@ -284,16 +277,18 @@ class _SearchGrid:
         """Inner products of every grid atom (unscaled) with a unit-norm atom: [batch, grid points]."""
         phase = position.index_select(1, self.axis) * self.turn  # [batch, sum of the history's sizes]
         waves = torch.polar(self.norm.expand_as(phase), phase)
-        f, c, r = torch.split(waves @ self.kernel, list(self.sizes), dim=1)  # [batch, size] each
+        f, c, r = torch.split(waves, list(self.shape), dim=1)  # [batch, steps] each
+        f = torch.fft.ifft(f, n=self.sizes[0], norm="forward")  # [batch, delays], which turn the other way
+        c, r = torch.fft.fft(c, n=self.sizes[1]), torch.fft.fft(r, n=self.sizes[2])  # [batch, grid] each
         ports = (c.unsqueeze(2) * r.unsqueeze(1)).flatten(1)  # [batch, horizontal * vertical]
         return (f.unsqueeze(2) * ports.unsqueeze(1)).flatten(1)  # [batch, grid points]
 
 
 def _parabola(device: torch.device) -> torch.Tensor:
     """Central differences, the second one downwards, along three axes: see ``_SearchGrid.parabola``."""
-    axes, zero, two = torch.eye(3, device=device), torch.zeros(1, 3, device=device), 2.0
-    slope = torch.cat([-axes, zero, axes]) / two  # [7, 3]
-    bend = torch.cat([-axes, zero + two, -axes])
+    axes, row = torch.eye(3, device=device), torch.ones(1, 3, device=device)
+    slope = torch.cat([-axes, 0 * row, axes]) / 2  # [7, 3]
+    bend = torch.cat([-axes, 2 * row, -axes])  # [7, 3]
     return torch.cat([slope, bend], dim=1)
 
 
