@@ -214,7 +214,7 @@ class EstimatedSamples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Training drops of one owner: all of a dataset's, or one device's."""
+    """Training drops of one owner, all of a dataset's or one device's; or drops to validate on."""
 
     dataset: ChannelDataset
     views: Views
@@ -222,15 +222,21 @@ class Source:
     pilots: PilotCsi | None
 
     @staticmethod
-    def of(dataset: ChannelDataset, views: Views, spec: BeamformingSpec) -> "Source":
-        """SpecError where there are too few drops for as many users as are scheduled together."""
+    def of(
+        dataset: ChannelDataset, views: Views, spec: BeamformingSpec, pilots: PilotCsi | None = None
+    ) -> "Source":
+        """pilots: as fitted to training drops, where these are not; None: fitted to these.
+
+        SpecError where there are too few drops for as many users as are scheduled together.
+        """
         drops, users = views.h.shape[:2]
         require(
             users >= spec.max_users or drops >= spec.max_users,
             f"max_users is {spec.max_users}, but there are {drops} drops of {users} users; lower it or "
             "generate more drops",
         )
-        pilots = PilotCsi.fit(spec, views.h) if spec.csi == "pilots" else None
+        if pilots is None and spec.csi == "pilots":
+            pilots = PilotCsi.fit(spec, views.h)
         return Source(dataset=dataset, views=views, spec=spec, pilots=pilots)
 
     def training(self, training: TrainingSpec, seed: int) -> GroupedSamples[DownlinkBatch]:

@@ -8,21 +8,18 @@ import statistics
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from einops import rearrange
-from numpy.typing import NDArray
 
 from airlam.datasets.layout import software_versions
 from airlam.model.precoder_chain import load_precoder
 from airlam.radio.beamforming import dirty_paper_bound
-from airlam.radio.metrics import QUANTILES
+from airlam.radio.metrics import mean_interval
 from airlam.radio.precoding import sum_rate_bit_per_s_per_hz
 from airlam.results import SHARE, SUM_RATE, CostRow, EvaluationResult, GainRow, Kind, LinkRow, Method
-from airlam.specs import BeamformingSpec
 from airlam.split.streams import stream_seed
 from airlam.tasks.beamforming import unit_power
 from airlam.tasks.beamforming_data import Known, PilotCsi, all_drops, read_views
@@ -49,8 +46,7 @@ if TYPE_CHECKING:
 MAX_GROUPS = 256
 TIMED_DOWNLINKS, _TURNS = 64, 5
 _AT_ONCE = 64
-_NUM_RESAMPLES = 1000
-Rates = dict[str, NDArray[np.float64]]
+Rates = dict[str, torch.Tensor]
 """By method: mean sum rate of each group of users, float64 [num_groups]."""
 NOTES = (
     "Sum rates are from the SINR, before any overhead, with the total power over noise that is given; each "
@@ -95,18 +91,15 @@ class MeasuredDownlinks:
 
 def measure(run: Run, *, link: bool) -> EvaluationResult:
     """See ``Task.measure``, for beamforming."""
-    spec, own = run.spec, run.spec.beamforming or BeamformingSpec()
+    spec = run.spec
     check_groups(run, link=link)
-    pilots = None
-    if own.csi == "pilots":
-        drops = all_drops(run.dataset, "train")[: spec.training.num_samples]
-        pilots = PilotCsi.fit(own, read_views(run.dataset, "train", drops, run.on_progress).h)
-    test = test_downlinks(run, pilots)
+    test = measured_downlinks(run)
+    pilots = test.pilots
     num_users, num_bs_ant = test.h.shape[-2:]
     methods = classical_precoders(num_users, num_bs_ant, is_certain=pilots is None)
     precoder = load_precoder(run.folder / LAM_FOLDER)
     methods[LAM] = learned_precoder(precoder)
-    rates = {snr_db: rates_of(test, methods, snr_db, run.on_progress) for snr_db in spec.link.snr_db}
+    rates = rates_of(test, methods, spec.link.snr_db, run.on_progress)
     times_ms = precoding_times_ms(test, methods)
     settings, notes = settings_of(run), list(NOTES)
     rows, gains = rate_rows(rates), gain_rows(rates)
@@ -162,8 +155,11 @@ def check_groups(run: Run, *, link: bool) -> None:
         group_users(torch.empty(num_links, 0, 1, 0, 0), run.spec.link.num_users, 0, users)
 
 
-def test_downlinks(run: Run, pilots: PilotCsi | None) -> MeasuredDownlinks:
-    """``link.num_users`` users of each test drop; of single-user drops, as many at random."""
+def measured_downlinks(run: Run) -> MeasuredDownlinks:
+    """``link.num_users`` users of each test drop; of single-user drops, as many at random.
+
+    Pilots, where CSI is of these, are estimated as fitted to training drops.
+    """
     from airlam.tasks.link_level import group_users
 
     seed, num_users, users = run.spec.training.seed, run.spec.link.num_users, run.dataset.spec.num_users
@@ -172,30 +168,44 @@ def test_downlinks(run: Run, pilots: PilotCsi | None) -> MeasuredDownlinks:
     links = rearrange(views.h, "d u v m -> (d u) v 1 m 1")
     groups = group_users(links, num_users, seed, users)  # [groups, num_users, views, num_bs_ant, 1]
     h = unit_power(rearrange(groups, "g k v m 1 -> g v k m"))
-    return MeasuredDownlinks(h=h, pilots=pilots, seed=seed)
+    return MeasuredDownlinks(h=h, pilots=_pilots_of(run), seed=seed)
+
+
+def _pilots_of(run: Run) -> PilotCsi | None:
+    own = run.spec.downlink
+    if own.csi != "pilots":
+        return None
+    drops = all_drops(run.dataset, "train")[: run.spec.training.num_samples]
+    return PilotCsi.fit(own, read_views(run.dataset, "train", drops, run.on_progress).h)
 
 
 def rates_of(
-    test: MeasuredDownlinks, methods: Mapping[str, Precode], snr_db: float, on_progress: Progress
-) -> Rates:
-    """Of every method and of the bound, at one SNR."""
-    noise_variance, (num_groups, num_views) = db_to_linear(-snr_db), test.h.shape[:2]
-    parts: dict[str, list[torch.Tensor]] = {name: [] for name in (*methods, BOUND)}
-    for start in range(0, num_groups * num_views, _AT_ONCE):
+    test: MeasuredDownlinks,
+    methods: Mapping[str, Precode],
+    levels_db: Sequence[float],
+    on_progress: Progress,
+) -> dict[float, Rates]:
+    """Of every method and of the bound, by SNR."""
+    num_groups, num_views = test.h.shape[:2]
+    count = num_groups * num_views
+    parts: dict[float, dict[str, list[torch.Tensor]]] = {
+        snr_db: {name: [] for name in (*methods, BOUND)} for snr_db in levels_db
+    }
+    for start in range(0, count, _AT_ONCE):
         h, known = test.known(slice(start, start + _AT_ONCE))
-        for name, precode in methods.items():
-            w = precode(known, noise_variance)
-            parts[name].append(sum_rate_bit_per_s_per_hz(h, w, noise_variance))
-        parts[BOUND].append(dirty_paper_bound(h, noise_variance))
-        on_progress(
-            "sum rates",
-            min(start + _AT_ONCE, num_groups * num_views),
-            num_groups * num_views,
-            f"{snr_db:g} dB",
-        )
+        for snr_db, found in parts.items():
+            noise_variance = db_to_linear(-snr_db)
+            for name, precode in methods.items():
+                w = precode(known, noise_variance)
+                found[name].append(sum_rate_bit_per_s_per_hz(h, w, noise_variance))
+            found[BOUND].append(dirty_paper_bound(h, noise_variance))
+        on_progress("sum rates", min(start + _AT_ONCE, count), count, "")
     return {
-        name: torch.cat(found).double().reshape(num_groups, num_views).mean(1).numpy()
-        for name, found in parts.items()
+        snr_db: {
+            name: torch.cat(rates).double().reshape(num_groups, num_views).mean(1)
+            for name, rates in found.items()
+        }
+        for snr_db, found in parts.items()
     }
 
 
@@ -221,11 +231,10 @@ def precoding_times_ms(test: MeasuredDownlinks, methods: Mapping[str, Precode]) 
 def rate_rows(rates: Mapping[float, Rates]) -> list[LinkRow]:
     """Sum rates, and shares of the reference's, at every SNR."""
     return [
-        LinkRow(method=name, snr_db=snr_db, metric=metric, value=value, low=low, high=high)
+        LinkRow(method=name, snr_db=snr_db, metric=metric, **asdict(mean_interval(own, reference)))
         for snr_db, found in rates.items()
         for name, own in found.items()
         for metric, reference in ((SUM_RATE, None), (SHARE, found[REFERENCE]))
-        for value, low, high in [interval(own, reference)]
     ]
 
 
@@ -233,26 +242,11 @@ def gain_rows(rates: Mapping[float, Rates]) -> list[GainRow]:
     """The graph precoder minus the classical method that is best there."""
     rows = []
     for snr_db, found in rates.items():
-        classical = {name: own.mean() for name, own in found.items() if _kind(name) == "classical"}
+        classical = {name: float(own.mean()) for name, own in found.items() if _kind(name) == "classical"}
         best = max(classical, key=lambda name: classical[name])
-        value, low, high = interval(found[LAM] - found[best])
-        rows.append(
-            GainRow(
-                method=LAM, reference=best, snr_db=snr_db, metric=SUM_RATE, value=value, low=low, high=high
-            )
-        )
+        gain = asdict(mean_interval(found[LAM] - found[best]))
+        rows.append(GainRow(method=LAM, reference=best, snr_db=snr_db, metric=SUM_RATE, **gain))
     return rows
-
-
-def interval(
-    values: NDArray[np.float64], reference: NDArray[np.float64] | None = None
-) -> tuple[float, float, float]:
-    """Mean, or ratio of means, with its interval over groups; the same resamples for every call."""
-    index = np.random.default_rng(0).integers(len(values), size=(_NUM_RESAMPLES, len(values)))
-    below = 1.0 if reference is None else reference.mean()
-    belows = 1.0 if reference is None else reference[index].mean(axis=1)
-    low, high = np.quantile(values[index].mean(axis=1) / belows, QUANTILES)
-    return float(values.mean() / below), float(low), float(high)
 
 
 def _send(run: Run, methods: Mapping[str, Precode], pilots: PilotCsi | None) -> "LinkResult":

@@ -17,11 +17,11 @@ from airlam.model.lam import LAM
 from airlam.model.precoder_chain import GRAM, PrecoderLam, answers_of
 from airlam.radio.beamforming import wmmse
 from airlam.radio.precoding import sum_rate_bit_per_s_per_hz
-from airlam.specs import BeamformingSpec, FederatedSpec, RunSpec, require
+from airlam.specs import FederatedSpec, RunSpec, require
 from airlam.split.messages import Tensors
 from airlam.split.streams import stream_seed
 from airlam.tasks.beamforming import DownlinkBatch, shortfall
-from airlam.tasks.beamforming_data import Source, Views
+from airlam.tasks.beamforming_data import PilotCsi, Source, Views
 from airlam.tasks.channel_prediction import concatenate
 from airlam.tasks.device_data import divide_drops
 from airlam.tasks.drawn_network import drawn
@@ -39,10 +39,11 @@ _AT_ONCE = 128
 
 def tune_together(run: Run, lam: PrecoderLam, train: Views, validation: Views) -> Outcome:
     """Trains ``lam`` in place, rounds in the run's folder. SpecError for what this task cannot do."""
-    own, seed = run.spec.beamforming or BeamformingSpec(), run.spec.training.seed
+    own, seed = run.spec.downlink, run.spec.training.seed
     require(run.ray_address is None, "runs of beamforming train in one process; drop --transport")
     setup = precoder_setup(run, lam, train)
-    held = Source.of(run.dataset, validation, own).validation(seed=2 * seed + 1)
+    pilots = PilotCsi.fit(own, train.h) if own.csi == "pilots" else None
+    held = Source.of(run.dataset, validation, own, pilots).validation(seed=2 * seed + 1)
     summary, found = run_rounds(
         setup, missing_share(held), lam, run.folder, run.on_progress, run.identity, measure=MEASURE
     )
@@ -59,23 +60,17 @@ def precoder_setup(run: Run, lam: PrecoderLam, train: Views) -> Setup:
 
 
 def federated_spec(spec: RunSpec, lam: PrecoderLam) -> FederatedSpec:
-    """The run's, or what fits its precoder; SpecError for a split."""
+    """The run's, or what fits its precoder."""
     has_backbone = lam.precoder.backbone is not None
     fitting = FederatedSpec(method="federated_lora" if has_backbone else "fedavg", freeze_embedding=False)
-    found = spec.federated or fitting
-    require(
-        found.method != "split",
-        f'method "split" would send rows of the Gram matrix, which tell the channels; '
-        f'take "{fitting.method}"',
-    )
-    return found
+    return spec.federated or fitting
 
 
 def device_tokens(
     run: Run, lam: PrecoderLam, train: Views, devices: tuple[str, ...], federated: FederatedSpec
 ) -> dict[str, TokenBatch]:
     """Samples by device, ``num_samples`` in all, each device with its own drops and number of users."""
-    own, training = run.spec.beamforming or BeamformingSpec(), run.spec.training
+    own, training = run.spec.downlink, run.spec.training
     speeds = None
     if federated.partition == "speed":
         every = run.dataset.field("train", "speed_m_per_s").numpy()  # [num_drops, num_users]

@@ -7,6 +7,7 @@ measurement; and perfect knowledge, as the limit.
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,12 @@ import torch
 
 from airlam.datasets.layout import software_versions
 from airlam.model.predictive_precoder import PredictivePrecoder
+from airlam.radio.metrics import mean_interval
 from airlam.radio.prediction.base import Predictor
 from airlam.radio.prediction.naive import Hold
 from airlam.radio.prediction.path_eb import PathEb
 from airlam.results import SUM_RATE, EvaluationResult, GainRow, Kind, LinkRow, Method
-from airlam.tasks.beamforming_evaluation import check_groups, interval
+from airlam.tasks.beamforming_evaluation import check_groups
 from airlam.tasks.channel_prediction import DatasetLinks
 from airlam.tasks.evaluation import settings_of, training_costs, training_rows
 from airlam.tasks.predicted_channels import CLASSICAL_ERROR, LAM_ERROR, TRUTH, Foreseen, foresee, user_rows
@@ -161,10 +163,9 @@ def _send(
 
 def _rate_rows(rates: Mapping[float, Mapping[str, torch.Tensor]]) -> list[LinkRow]:
     return [
-        LinkRow(method=name, snr_db=snr_db, metric=SUM_RATE, value=value, low=low, high=high)
+        LinkRow(method=name, snr_db=snr_db, metric=SUM_RATE, **asdict(mean_interval(own)))
         for snr_db, found in rates.items()
         for name, own in found.items()
-        for value, low, high in [interval(own.numpy())]
     ]
 
 
@@ -174,16 +175,6 @@ def _gain_rows(rates: Mapping[float, Mapping[str, torch.Tensor]]) -> list[GainRo
     for snr_db, found in rates.items():
         best = max((PATH_EB_TOLD, PATH_EB, STALE), key=lambda name: float(found[name].mean()))
         for reference in (best, CHAIN_TOLD, CHAIN):
-            value, low, high = interval((found[LAM] - found[reference]).numpy())
-            rows.append(
-                GainRow(
-                    method=LAM,
-                    reference=reference,
-                    snr_db=snr_db,
-                    metric=SUM_RATE,
-                    value=value,
-                    low=low,
-                    high=high,
-                )
-            )
+            gain = asdict(mean_interval(found[LAM] - found[reference]))
+            rows.append(GainRow(method=LAM, reference=reference, snr_db=snr_db, metric=SUM_RATE, **gain))
     return rows

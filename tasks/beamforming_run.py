@@ -14,7 +14,7 @@ from airlam.model.precoder_chain import PrecoderLam, load_precoder
 from airlam.model.predictive_precoder import PredictivePrecoder, precoder_folder
 from airlam.model.storage import assign_tensors, fingerprint
 from airlam.results import EvaluationResult
-from airlam.specs import BeamformingSpec, PrecoderSpec, RunSpec, require
+from airlam.specs import PrecoderSpec, RunSpec, require
 from airlam.tasks import beamforming_evaluation, beamforming_predicted_evaluation
 from airlam.tasks.beamforming import tune_precoder
 from airlam.tasks.beamforming_data import Source, all_drops, read_views
@@ -26,6 +26,7 @@ from airlam.tasks.beamforming_predicted import (
     tune_jointly,
 )
 from airlam.tasks.channel_prediction import DatasetLinks
+from airlam.tasks.run_setting import write_setting
 from airlam.tasks.runs import LAM_FOLDER, load_lam, read_run, tokens_folder
 from airlam.tasks.task import Outcome, Run
 
@@ -35,7 +36,7 @@ __all__ = ["fine_tune", "measure", "precoder_lam", "run_precoders"]
 def fine_tune(run: Run) -> Outcome:
     """See ``Task.fine_tune``: on one machine, or by the devices of the run's network."""
     spec, training = run.spec, run.spec.training
-    own = spec.beamforming or BeamformingSpec()
+    own = spec.downlink
     if own.csi == "predicted":
         return _tune_with_predictor(run)
     drops = {split: all_drops(run.dataset, split) for split in ("train", "validation")}
@@ -48,7 +49,8 @@ def fine_tune(run: Run) -> Outcome:
         from airlam.tasks.beamforming_federated import tune_together
 
         return tune_together(run, lam, views["train"], views["validation"])
-    train, validation = (Source.of(run.dataset, views[split], own) for split in ("train", "validation"))
+    train = Source.of(run.dataset, views["train"], own)
+    validation = Source.of(run.dataset, views["validation"], own, train.pilots)
     summary = tune_precoder(
         lam.precoder,
         train.training(training, seed=2 * training.seed),
@@ -64,8 +66,7 @@ def fine_tune(run: Run) -> Outcome:
 
 def measure(run: Run, *, link: bool) -> EvaluationResult:
     """See ``Task.measure``."""
-    own = run.spec.beamforming or BeamformingSpec()
-    if own.csi == "predicted":
+    if run.spec.downlink.csi == "predicted":
         return beamforming_predicted_evaluation.measure(run, link=link)
     return beamforming_evaluation.measure(run, link=link)
 
@@ -74,7 +75,6 @@ def _tune_with_predictor(run: Run) -> Outcome:
     """The precoder and the LAM of the run that the spec names, through the rate."""
     spec, training, own = run.spec, run.spec.training, run.spec.beamforming
     assert own is not None and own.predictor is not None
-    require(spec.network is None, "devices do not tune predictors for precoding; drop [network], or csi")
     before = read_run(Path(own.predictor), task="channel_prediction")
     links = {split: DatasetLinks(run.dataset, split, before.prediction) for split in ("train", "validation")}
     lam = load_lam(Path(own.predictor), links["train"].setting).lam
@@ -87,10 +87,13 @@ def _tune_with_predictor(run: Run) -> Outcome:
             lam, links[split], before.prediction, own, num_views, num_samples, seed, place, run.on_progress
         )
 
+    train = samples("train", training.num_samples, REGROUPED * training.num_samples, 2 * training.seed)
+    validation = samples("validation", VALIDATION_SAMPLES, VALIDATION_SAMPLES, 2 * training.seed + 1)
+    write_setting(run.folder, links["train"].setting)  # by which it is served; after all that may be refused
     summary, given = tune_jointly(
         model,
-        samples("train", training.num_samples, REGROUPED * training.num_samples, 2 * training.seed),
-        samples("validation", VALIDATION_SAMPLES, VALIDATION_SAMPLES, 2 * training.seed + 1),
+        train,
+        validation,
         training,
         run.folder,
         on_progress=run.on_progress,
@@ -108,7 +111,7 @@ def run_precoders(folders: Sequence[Path]) -> dict[str, GraphPrecoder]:
     for folder in folders:
         spec = read_run(folder, task="beamforming")
         require(spec.name not in found, f"two runs are called {spec.name!r}; take one of them, or rename one")
-        own, place = spec.beamforming or BeamformingSpec(), folder / LAM_FOLDER
+        own, place = spec.downlink, folder / LAM_FOLDER
         found[spec.name] = load_precoder(precoder_folder(place) if own.csi == "predicted" else place)
     return found
 
@@ -118,7 +121,7 @@ def precoder_lam(spec: RunSpec) -> PrecoderLam:
 
     SpecError where the two differ in more than that only this one has a backbone.
     """
-    own = spec.beamforming or BeamformingSpec()
+    own = spec.downlink
     if own.start is None:
         precoder = build_precoder(spec.precoder or PrecoderSpec(), seed=spec.training.seed)
     else:

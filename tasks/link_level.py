@@ -25,7 +25,7 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -47,6 +47,7 @@ from sionna.phy.ofdm import (
 )
 
 from airlam.errors import DataError, SpecError
+from airlam.radio.metrics import mean_interval
 from airlam.radio.precoding import effective_channel, regularized_zero_forcing, sum_rate_bit_per_s_per_hz
 from airlam.results import TARGET_BLER, GainRow, LinkRow
 from airlam.specs import LinkSpec, spec_to_dict
@@ -66,7 +67,6 @@ _MAX_BLOCK_BITS = 8448  # largest information block of 5G LDPC (TS 38.212, 5.2.2
 _DECODER_STAGES = (4, 4, 4)  # belief propagation iterations; decoded blocks leave between the stages
 _CPU_DECODER_BATCH = 32  # keeps the messages of a slot's codewords in a core's cache
 _NUM_BISECTIONS = 2  # of the SNR grid's interval in which a method's BLER meets its target
-_NUM_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,11 +95,10 @@ class LinkResult:
     def rows(self) -> list[LinkRow]:
         """Means over groups with 95 % bootstrap intervals, for every method, SNR and metric."""
         return [
-            LinkRow(method=method, snr_db=snr_db, metric=metric, value=value, low=low, high=high)
+            LinkRow(method=method, snr_db=snr_db, metric=metric, **_interval(self.values[metric][m, s]))
             for metric in METRICS
             for m, method in enumerate(self.methods)
             for s, snr_db in enumerate(self.snr_db)
-            for value, low, high in [_bootstrap(self.values[metric][m, s])]
         ]
 
     def mean(self, method: str, metric: str) -> np.ndarray:
@@ -115,13 +114,10 @@ class LinkResult:
                 reference=reference,
                 snr_db=snr_db,
                 metric=metric,
-                value=value,
-                low=low,
-                high=high,
+                **_interval(self.values[metric][m, s] - self.values[metric][r, s]),
             )
             for metric in METRICS
             for s, snr_db in enumerate(self.snr_db)
-            for value, low, high in [_bootstrap(self.values[metric][m, s] - self.values[metric][r, s])]
         ]
 
     def _index(self, method: str) -> int:
@@ -483,11 +479,9 @@ def _per_subcarrier(h: torch.Tensor) -> torch.Tensor:
     return rearrange(h, "g k t m f -> g t f k m")
 
 
-def _bootstrap(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean of [num_groups] and its 95 % percentile interval; the same resamples for every call."""
-    index = np.random.default_rng(0).integers(len(values), size=(_NUM_RESAMPLES, len(values)))
-    low, high = np.quantile(values[index].mean(axis=1), [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
+def _interval(values: np.ndarray) -> dict[str, float]:
+    """Mean of [num_groups] with its interval."""
+    return asdict(mean_interval(torch.from_numpy(values)))
 
 
 def _check_channels(true: torch.Tensor, estimates: dict[str, torch.Tensor], spec: LinkSpec) -> None:

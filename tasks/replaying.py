@@ -8,7 +8,7 @@ import torch
 from airlam.datasets.store import ChannelDataset
 from airlam.serving.client import Client
 from airlam.serving.replay import ReplayReport, Send, replay
-from airlam.specs import BeamformingSpec, RunSpec
+from airlam.specs import RunSpec, require
 from airlam.tasks.channel_prediction import DatasetLinks, quiet
 from airlam.tasks.comparison import observe
 from airlam.tasks.runs import read_run
@@ -24,12 +24,15 @@ def replay_run(
     """Sends what the users of a run's test drops would ask to the server that has the run.
 
     Of channel prediction that is a noisy history of one user, of beamforming what is known of one downlink of
-    the run's ``link.num_users`` users. snr_db: of the histories; of beamforming the total power over noise.
-    DataError where the run's dataset has no test drops; what the server does not take comes back as failures.
+    the run's ``link.num_users`` users, or their noisy histories where it is to be predicted. snr_db: of the
+    histories of channel prediction; of beamforming the total power over noise. DataError where the run's
+    dataset has no test drops; what the server does not take comes back as failures.
     """
     spec = read_run(folder)
     with ChannelDataset.open(spec.dataset) as dataset:
-        if spec.task == "beamforming":
+        if spec.task == "beamforming" and spec.downlink.csi == "predicted":
+            send = _groups(spec, dataset, snr_db)
+        elif spec.task == "beamforming":
             send = _downlinks(Run(spec=spec, dataset=dataset, folder=folder, on_progress=quiet), snr_db)
         else:
             send = _histories(spec, dataset, snr_db)
@@ -48,16 +51,35 @@ def _histories(spec: RunSpec, dataset: ChannelDataset, snr_db: float) -> Send:
     return send
 
 
-def _downlinks(run: Run, snr_db: float) -> Send:
-    from airlam.tasks.beamforming_data import PilotCsi, all_drops, read_views
-    from airlam.tasks.beamforming_evaluation import test_downlinks
+def _groups(spec: RunSpec, dataset: ChannelDataset, snr_db: float) -> Send:
+    """Users at unit mean power, of one drop where it has enough of them."""
+    assert spec.downlink.predictor is not None
+    prediction = read_run(Path(spec.downlink.predictor), task="channel_prediction").prediction
+    source, num_users = DatasetLinks(dataset, "test", prediction), spec.link.num_users
+    require(
+        len(source) >= num_users,
+        f"num_users is {num_users}, but the test drops have {len(source)}; generate more of them",
+    )
+    links = source.read(np.arange(min(len(source), max(REPLAYED_REQUESTS, num_users))))
+    seen = observe(links, source, spec.link.csi_snr_db, 0)
+    power = seen.history.abs().square().mean(dim=(1, 2, 3, 4))  # [links]
+    history = seen.history * power.rsqrt().view(-1, 1, 1, 1, 1)
+    noise_variance = seen.noise_variance / power
 
-    own, pilots = run.spec.beamforming or BeamformingSpec(), None
-    if own.csi == "pilots":
-        drops = all_drops(run.dataset, "train")[: run.spec.training.num_samples]
-        pilots = PilotCsi.fit(own, read_views(run.dataset, "train", drops, quiet).h)
-    test = test_downlinks(run, pilots)
-    _, known = test.known(slice(0, REPLAYED_REQUESTS))
+    def send(client: Client, number: int) -> None:
+        start = number % (len(history) // num_users) * num_users
+        own = slice(start, start + num_users)
+        client.predict_and_precode(
+            spec.name, spec.name, history[own], noise_variance[own], db_to_linear(-snr_db)
+        )
+
+    return send
+
+
+def _downlinks(run: Run, snr_db: float) -> Send:
+    from airlam.tasks.beamforming_evaluation import measured_downlinks
+
+    _, known = measured_downlinks(run).known(slice(0, REPLAYED_REQUESTS))
     noise_variance = torch.full((1,), db_to_linear(-snr_db))
 
     def send(client: Client, number: int) -> None:

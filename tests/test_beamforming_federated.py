@@ -250,9 +250,11 @@ def test_tokens_are_the_gram_matrix_and_the_head_is_the_precoder() -> None:
 
 
 def test_what_cannot_be_federated_is_refused(base: Path, tmp_path: Path) -> None:
-    split = dataclasses.replace(RUN, federated=FederatedSpec())
     with pytest.raises(SpecError, match='method "split" would send rows of the Gram matrix'):
-        finetune(split, base, tmp_path / "a", quiet)
+        dataclasses.replace(RUN, federated=FederatedSpec())
+    foreseeing = BeamformingSpec(csi="predicted", predictor="p")
+    with pytest.raises(SpecError, match="devices do not tune predictors"):
+        dataclasses.replace(RUN, beamforming=foreseeing)
     with pytest.raises(SpecError, match="train in one process; drop --transport"):
         finetune(RUN, base, tmp_path / "b", quiet, transport="ray")
     lora = dataclasses.replace(RUN, federated=FederatedSpec(method="federated_lora"))

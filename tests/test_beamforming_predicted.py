@@ -41,6 +41,7 @@ from airlam.specs import (
 from airlam.tasks.beamforming_predicted import (
     EveryLink,
     PredictedDownlinks,
+    error_tokenizer,
     joint_loss,
     mean_loss,
     predicted_downlinks,
@@ -322,3 +323,19 @@ def test_what_cannot_be_is_said_before_work(base: Path, tmp_path: Path) -> None:
         assert not list(tmp_path.rglob("metrics.jsonl"))
         for leftover in tmp_path.rglob("run.toml"):
             leftover.unlink()
+
+
+def test_a_user_whom_nothing_reaches_spoils_no_rate(base: Path, tmp_path: Path) -> None:
+    model = fresh(base)
+    batch = samples(base, model, "train", tmp_path).batch(torch.arange(4))
+    draw = torch.Generator().manual_seed(0)
+    future = torch.randn(len(batch.links.features), 2, 1, 8, 12, dtype=torch.complex64, generator=draw)
+    future[0] = 0
+    batch = dataclasses.replace(
+        batch, links=error_tokenizer(model.lam, batch.places).with_target(batch.links, future)
+    )
+    assert torch.isfinite(torch.view_as_real(batch.h)).all() and not batch.h[0, ..., 0, :].any()
+    loss = joint_loss(model, batch).mean()
+    loss.backward()
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert loss.isfinite() and all(grad.isfinite().all() for grad in grads)

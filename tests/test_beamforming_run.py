@@ -283,7 +283,8 @@ def test_tables_of_another_task_are_refused() -> None:
     ("change", "words"),
     [
         ({"min_users": 5}, "5 to 4; expected 1 <= min <= max"),
-        ({"reused_share": 0.5}, "with perfect CSI there are none"),
+        ({"reused_share": 0.5}, 'reused_share is of csi = "pilots"; csi is "perfect"'),
+        ({"pilot_snr_db": 5.0}, 'pilot_snr_db is of csi = "pilots"; csi is "perfect"'),
         ({"csi": "genie"}, "expected one of"),
         ({"max_snr_db": -10.0}, "expected min <= max"),
         ({"imitation_step": 3}, "did you mean 'imitation_steps'"),
@@ -349,3 +350,17 @@ def test_users_of_small_drops_come_from_several_and_never_twice() -> None:
     nearest = distance.argmin(-1)
     assert float(distance.amin(-1).max()) < 1e-5
     assert all(len(set((row // 2).tolist())) == 5 for row in nearest)
+
+
+def test_early_stopping_sees_the_estimator_that_training_fitted(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted, fit = [], PilotCsi.fit
+
+    def counted(spec: BeamformingSpec, views: torch.Tensor) -> PilotCsi:
+        fitted.append(len(views))
+        return fit(spec, views)
+
+    monkeypatch.setattr(PilotCsi, "fit", staticmethod(counted))
+    finetune(PILOTS, base, tmp_path, quiet)
+    assert fitted == [12]  # the training drops, and no others

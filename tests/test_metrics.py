@@ -15,6 +15,7 @@ from airlam.radio.metrics import (
     correlation,
     link_errors,
     matched_filter_rate,
+    mean_interval,
     noisy_target,
     summarise_nmse,
 )
@@ -200,3 +201,16 @@ def test_comparison_of_different_links_is_refused() -> None:
         compare_nmse(errors, replace(errors, drop=torch.zeros(2, dtype=torch.int64)))
     with pytest.raises(DataError, match="give one a link"):
         replace(errors, drop=torch.zeros(3, dtype=torch.int64))
+
+
+def test_an_interval_of_means_is_the_normal_one_and_of_ratios_is_paired() -> None:
+    draw = torch.Generator().manual_seed(0)
+    values = torch.randn(400, generator=draw) + 3
+    found = mean_interval(values)
+    half_width = 1.96 * float(values.std()) / 20
+    assert found.value == pytest.approx(float(values.mean()), rel=1e-6)
+    assert found.high - found.low == pytest.approx(2 * half_width, rel=0.1)
+    same = mean_interval(values, values)
+    assert same.value == same.low == same.high == 1.0
+    half = mean_interval(values / 2, values)
+    assert half.low == pytest.approx(0.5) and half.high == pytest.approx(0.5)

@@ -129,3 +129,22 @@ def test_decorrelation_is_that_of_the_signal(noise: float) -> None:
         noisy = signal + noise**0.5 * white(*signal.shape)
         power = torch.full((16,), noise)
         assert decorrelation(noisy, power).mean().item() == pytest.approx(expected, abs=0.05)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """Nothing finite for a link in ten."""
+
+    name: str
+    predictor: Predictor
+
+    def predict(self, history: torch.Tensor, noise_variance: torch.Tensor) -> torch.Tensor:
+        future = self.predictor.predict(history, noise_variance).clone()
+        future[::10] = torch.inf
+        return future
+
+
+def test_a_last_predictor_that_breaks_on_training_links_is_not_kept() -> None:
+    good = Extrapolation(name="good")
+    guard = guarded("guarded", [good, Broken(name="last", predictor=good)], links(32, 0), levels_db=(20.0,))
+    assert guard.choices() == {"20db": ["good"]}

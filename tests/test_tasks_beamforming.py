@@ -9,7 +9,6 @@ from airlam.bench import beamforming
 from airlam.bench.beamforming import settings
 from airlam.bench.beamforming.foreign import gcnwmmse_figures
 from airlam.bench.beamforming.predicted import Known
-from airlam.bench.beamforming.sumrate import share_of
 from airlam.bench.beamforming.training import HeldSamples, trained_precoder
 from airlam.errors import DataError
 from airlam.model.graph_precoder import Shares, build_precoder, sum_rates
@@ -78,14 +77,6 @@ def test_it_learns_to_beat_regularised_zero_forcing(tmp_path: Path) -> None:
         ours, even = sum_rates(gram, precoder(gram)[-1]).mean(), sum_rates(gram, Shares.even(gram)).mean()
         assert imitation_loss(precoder, fresh).mean() < before
     assert ours > 1.02 * even
-
-
-def test_a_share_of_itself_is_one() -> None:
-    rates = torch.rand(50) + 1
-    found = share_of(rates, rates)
-    assert found.value == found.low == found.high == 1.0
-    half = share_of(rates / 2, rates)
-    assert half.value == pytest.approx(0.5) and half.low <= half.value <= half.high
 
 
 def test_the_benchmark_runs_and_says_what_it_left_out(tmp_path: Path) -> None:

@@ -101,6 +101,25 @@ class Interval:
     low: float
     high: float
 
+    def as_tuple(self) -> tuple[float, float, float]:
+        """value, low, high."""
+        return self.value, self.low, self.high
+
+
+def mean_interval(
+    values: torch.Tensor, over: torch.Tensor | None = None, *, num_resamples: int = 1000
+) -> Interval:
+    """Mean of independent values, or the ratio of two means of the same links, with its interval.
+
+    values, over: real [num_values]. Calls of one number of values have the same resamples, so that means of
+    several methods are paired.
+    """
+    weights = _counts(len(values), num_resamples, seed=0)
+    if over is None:
+        return _interval(_average, (values.double(),), weights)
+    columns = values.double(), over.double()
+    return _interval(lambda w, own, other: _average(w, own) / _average(w, other), columns, weights)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NmseSummary:
@@ -182,11 +201,15 @@ def _resamples(errors: LinkErrors, num_resamples: int, seed: int) -> torch.Tenso
     """How often each link is in each resample of drops: float64 [num_resamples, num_links], whole numbers."""
     drop = _drop_index(errors)
     num_drops = int(drop.max()) + 1
+    return _counts(num_drops, num_resamples, seed)[:, drop]  # [num_resamples, num_links]
+
+
+def _counts(num_values: int, num_resamples: int, seed: int) -> torch.Tensor:
+    """How often each value is in each resample: float64 [num_resamples, num_values], whole numbers."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(num_drops, (num_resamples, num_drops), generator=generator)
-    counts = torch.zeros(num_resamples, num_drops, dtype=torch.float64)
-    counts.scatter_add_(1, drawn, torch.ones_like(counts))
-    return counts[:, drop]  # [num_resamples, num_links]
+    drawn = torch.randint(num_values, (num_resamples, num_values), generator=generator)
+    counts = torch.zeros(num_resamples, num_values, dtype=torch.float64)
+    return counts.scatter_add_(1, drawn, torch.ones_like(counts))
 
 
 def _interval(

@@ -118,19 +118,19 @@ class LmmseEstimator:
         noise_variance: of the observation, positive.
         Returns complex [..., num_users, num_bs_ant] and complex [..., num_users, num_bs_ant, num_bs_ant].
         """
-        gain = self._filters(reused, noise_variance, observed)  # [..., num_users, num_bs_ant, num_bs_ant]
-        estimate = (observed[..., None, :] @ gain)[..., 0, :]  # [..., num_users, num_bs_ant]
-        own = self.own.to(observed)
-        error = own - own @ gain  # [..., num_users, num_bs_ant, num_bs_ant]
-        return estimate, 0.5 * (error + error.mH)
-
-    def _filters(self, reused: torch.Tensor, noise_variance: float, like: torch.Tensor) -> torch.Tensor:
-        """(C + R + s2 I)^-1 C of each user: complex [..., num_users, num_bs_ant, num_bs_ant]."""
         if noise_variance <= 0:
             raise SpecError(f"noise_variance must be positive, got {noise_variance}")
+        clean, mixed = (self._filter(share, noise_variance, observed) for share in (0, 1))
+        estimates = [(observed[..., None, :] @ gain)[..., 0, :] for gain, _ in (clean, mixed)]
+        estimate = torch.where(reused[..., None], estimates[1], estimates[0])  # [..., num_users, num_bs_ant]
+        return estimate, torch.where(reused[..., None, None], mixed[1], clean[1])
+
+    def _filter(
+        self, share: int, noise_variance: float, like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """G = (C + share R + s2 I)^-1 C and the error's C - C G, both of the covariances' shape."""
         own, interfering = (c.to(like.device, torch.complex128) for c in (self.own, self.interfering))
         identity = torch.eye(own.shape[-1], dtype=own.dtype, device=own.device)
-        clean, mixed = (
-            torch.linalg.solve(own + share * interfering + noise_variance * identity, own) for share in (0, 1)
-        )
-        return torch.where(reused[..., None, None], mixed, clean).to(like.dtype)
+        gain = torch.linalg.solve(own + share * interfering + noise_variance * identity, own)
+        error = own - own @ gain
+        return gain.to(like.dtype), (0.5 * (error + error.mH)).to(like.dtype)

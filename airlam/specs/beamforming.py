@@ -1,9 +1,11 @@
 """Beamforming: what a precoder is trained and measured on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from airlam.specs.reading import require, require_finite
+
+_OF_PILOTS = ("pilot_snr_db", "reused_share", "interferer_db")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +23,8 @@ class BeamformingSpec:
     min_snr_db: float = 0.0  # total power over noise, in training
     max_snr_db: float = 20.0
     smaller_arrays: bool = True  # in training corners of the array serve, too, where CSI is perfect
-    imitation_steps: int = 200  # of WMMSE, before the rate itself is raised; 0: none
+    # of WMMSE, before the rate itself is raised; 0: none. Predictor and precoder together imitate nothing
+    imitation_steps: int = 200
     start: str | None = None  # a run's folder, whose precoder is tuned on without imitation
     csi: Literal["perfect", "pilots", "predicted"] = "perfect"
     predictor: str | None = None  # a run's folder, whose LAM predicts the channels
@@ -43,10 +46,12 @@ class BeamformingSpec:
             self.imitation_steps >= 0, f"imitation_steps must not be negative, got {self.imitation_steps}"
         )
         require(0 <= self.reused_share <= 1, f"reused_share is {self.reused_share}; expected 0 to 1")
-        require(
-            self.csi == "pilots" or self.reused_share == 0,
-            'reused_share is of csi = "pilots"; with perfect CSI there are none, so drop it',
-        )
+        for each in fields(self):
+            is_read = self.csi == "pilots" or each.name not in _OF_PILOTS
+            require(
+                is_read or getattr(self, each.name) == each.default,
+                f'{each.name} is of csi = "pilots"; csi is "{self.csi}", so drop it',
+            )
         require(
             (self.csi == "predicted") == (self.predictor is not None),
             f'csi is "{self.csi}", predictor {self.predictor!r}; csi = "predicted" and predictor, a run of '

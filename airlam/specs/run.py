@@ -106,8 +106,14 @@ class RunSpec:
     network: NetworkSpec | None = None
     federated: FederatedSpec | None = None  # None with a network: the defaults
 
+    @property
+    def downlink(self) -> BeamformingSpec:
+        """``beamforming``, or its defaults."""
+        return self.beamforming or BeamformingSpec()
+
     def __post_init__(self) -> None:
         self._check_tables()
+        self._check_network()
         require(
             self.network is not None or self.federated is None,
             "[federated] needs a [network] whose devices take part; add one or drop it",
@@ -132,4 +138,18 @@ class RunSpec:
         require(
             predicts or self.model == ModelSpec(),
             f'[model] is of task "channel_prediction"; a run of task "{self.task}" has [precoder.backbone]',
+        )
+
+    def _check_network(self) -> None:
+        """What devices of a run of beamforming do not do."""
+        if self.task != "beamforming":
+            return
+        require(
+            self.network is None or self.downlink.csi != "predicted",
+            "devices do not tune predictors for precoding; drop [network], or csi",
+        )
+        require(
+            self.federated is None or self.federated.method != "split",
+            'method "split" would send rows of the Gram matrix, which tell the channels; take '
+            '"federated_lora" with a [precoder.backbone], "fedavg" without',
         )

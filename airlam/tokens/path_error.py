@@ -19,7 +19,8 @@ class PathErrorTokenizer:
     - ``error_covariance``: complex64 [batch, horizon, f, ports, ports], E e_m conj(e_n) over the ports of one
       polarisation, at the link's own scale;
     - after ``with_target``: ``future``, complex64 [batch, horizon, num_bs_ant, f], of the user's first
-      antenna, and ``power``, float32 [batch], its mean over horizon, antennas and all subcarriers.
+      antenna, and ``power``, float32 [batch], its mean over horizon, antennas and all subcarriers; 1 where
+      nothing reaches the user.
 
     subcarriers: int64 [f], of the target's.
     """
@@ -33,7 +34,10 @@ class PathErrorTokenizer:
     def tokenise(self, history: torch.Tensor, noise_variance: torch.Tensor) -> TokenBatch:
         """See ``CsiTokenizer.tokenise``."""
         tokens = self.paths.tokenise(history, noise_variance)
-        context = tokens.context
+        return _with(tokens, {ERROR_COVARIANCE: self.error_covariance(tokens.context)})
+
+    def error_covariance(self, context: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Of predictions from tokens with this context, shape as above."""
         beliefs = PathBeliefs(
             position=context["position"],
             spectrum=context["log_spectrum"].exp() * context["path_mask"].unsqueeze(-1),
@@ -42,13 +46,13 @@ class PathErrorTokenizer:
             scale=context["scale"],
         )
         physics = self.paths.predictor
-        covariance = port_covariance(beliefs, physics.grid, physics.basis, self.subcarriers)
-        return _with(tokens, {ERROR_COVARIANCE: covariance})
+        return port_covariance(beliefs, physics.grid, physics.basis, self.subcarriers)
 
     def with_target(self, tokens: TokenBatch, future: torch.Tensor) -> TokenBatch:
         """See ``CsiTokenizer.with_target``; nothing is left out but what only ``squared_error`` reads."""
         first = future[:, :, 0]  # [batch, horizon, num_bs_ant, num_subcarriers]
         power = first.abs().square().mean(dim=(1, 2, 3))  # [batch]
+        power = torch.where(power > 0, power, 1.0)  # [batch], so that the scaled channel stays zero there
         return _with(tokens, {FUTURE: first[..., self.subcarriers].contiguous(), POWER: power})
 
 

@@ -45,7 +45,7 @@ def run(*, quick: bool, data: Path | None, on_progress: Progress) -> dict[str, A
     elif quick:
         skipped["raytraced"] = "ray tracing takes longer than --quick allows"
     else:
-        selected = raytraced.run(quick, on_progress)
+        selected = raytraced.run(quick=False, on_progress=on_progress)
         rows, figures = rows + selected["rows"], figures | selected["figures"]
     return {
         "settings": {"test_drops": scale.test_drops, "skipped": skipped},

@@ -11,7 +11,7 @@ import time
 
 from airlam.bench import trained
 from airlam.bench.kept import digest, weights_sha256
-from airlam.bench.prediction.sources import HeldLinks, drawn_links
+from airlam.bench.prediction.sources import drawn_links, drawn_setting
 from airlam.bench.prediction.sumrate import NUM_USERS, SEED, SNR_DB, SPEED_KMH
 from airlam.bench.trained import cache_folder
 from airlam.files import write_json
@@ -19,7 +19,7 @@ from airlam.model.graph_precoder import GraphPrecoder
 from airlam.model.predictive_precoder import PredictivePrecoder
 from airlam.model.storage import fingerprint
 from airlam.specs import BeamformingSpec, MobilitySpec, SplitSizes, TrainingSpec, spec_to_dict
-from airlam.tasks.beamforming_predicted import REGROUPED, predicted_downlinks, tune_jointly
+from airlam.tasks.beamforming_predicted import NUM_PLACES, REGROUPED, predicted_downlinks, tune_jointly
 from airlam.tasks.channel_prediction import Progress
 from airlam.units import KMH_PER_M_PER_S
 
@@ -75,19 +75,26 @@ def tuned(name: str, scale: JointScale, graph: GraphPrecoder, on_progress: Progr
     """``JOINT`` or ``LEVEL`` of the shipped LAM and ``graph``: from the cache, else trained into it."""
     folder = trained.models_folder(trained.FULL)
     seed = trained.read_card(folder)["lam_training"]["seed"]
-    train, validation = (_slow_users(scale, split) for split in ("train", "validation"))
-    lam = trained.load_lam(folder, train.setting).lam
-    model = PredictivePrecoder(lam, copy.deepcopy(graph), train.setting)
+    spec = trained.dataset_spec("uma_omni", scale.drops, _SEED)
+    speed = SPEED_KMH / KMH_PER_M_PER_S
+    slow = dataclasses.replace(spec, mobility=MobilitySpec(min_speed_m_per_s=speed, max_speed_m_per_s=speed))
+    # as airlam.bench.prediction.sumrate.served_links has them, of other drops
+    links_of = slow, trained.PREDICTION, spec.max_doppler_hz
+    setting = drawn_setting(*links_of)
+    lam = trained.load_lam(folder, setting).lam
+    model = PredictivePrecoder(lam, copy.deepcopy(graph), setting)
     held = [p for p in lam.parameters() if p.requires_grad and name == LEVEL]
     for parameter in held:
         parameter.requires_grad_(False)
-    data = digest(spec_to_dict(scale.drops), spec_to_dict(_PREDICTION), spec_to_dict(_USERS), _SEED)
+    tables = [spec_to_dict(each) for each in (slow, _PREDICTION, _USERS, lam.spec)]
+    data = digest(tables, REGROUPED, NUM_PLACES)
     weights = weights_sha256(lam), fingerprint(graph.state_dict())
     key = digest(name, data, spec_to_dict(scale.training), *weights)
     place = cache_folder() / "beamforming" / scale.name
     note = place / f"{name}.json"
     if note.exists() and json.loads(note.read_text()).get("key") == key:
-        return PredictivePrecoder.load(place / name, train.setting, seed)
+        return PredictivePrecoder.load(place / name, setting, seed)
+    splits = {split: drawn_links(slow, split, *links_of[1:]) for split in ("train", "validation")}
     tokens = place / "work" / f"tokens-{data}"
     samples = {
         split: predicted_downlinks(
@@ -101,7 +108,7 @@ def tuned(name: str, scale: JointScale, graph: GraphPrecoder, on_progress: Progr
             folder=tokens / split,
             on_progress=on_progress,
         )
-        for index, (split, links) in enumerate((("train", train), ("validation", validation)))
+        for index, (split, links) in enumerate(splits.items())
     }
     work = place / "work" / f"{name}-{key}"
     began = time.monotonic()
@@ -119,12 +126,4 @@ def tuned(name: str, scale: JointScale, graph: GraphPrecoder, on_progress: Progr
     model.save(place / name)
     cost = {"seconds": time.monotonic() - began, "validation_loss_before": before, **summary.to_dict()}
     write_json(note, {"key": key, **cost})
-    return PredictivePrecoder.load(place / name, train.setting, seed)
-
-
-def _slow_users(scale: JointScale, split: str) -> HeldLinks:
-    """As ``airlam.bench.prediction.sumrate.served_links``, of other drops."""
-    spec = trained.dataset_spec("uma_omni", scale.drops, _SEED)
-    speed = SPEED_KMH / KMH_PER_M_PER_S
-    slow = dataclasses.replace(spec, mobility=MobilitySpec(min_speed_m_per_s=speed, max_speed_m_per_s=speed))
-    return drawn_links(slow, split, trained.PREDICTION, spec.max_doppler_hz)
+    return PredictivePrecoder.load(place / name, setting, seed)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from airlam.bench.beamforming.settings import NOISE_VARIANCE, downlink_channels
-from airlam.bench.beamforming.sumrate import share_of
 from airlam.bench.kept import as_dict
 from airlam.model.graph_precoder import GraphPrecoder
 from airlam.radio.beamforming import robust_regularized_zero_forcing, robust_wmmse, wmmse
+from airlam.radio.metrics import mean_interval
 from airlam.radio.pilot_mixture import MixtureEstimator
 from airlam.radio.pilots import LmmseEstimator, observe_contaminated, reused_pilots
 from airlam.radio.precoding import regularized_zero_forcing, sum_rate_bit_per_s_per_hz
@@ -74,7 +74,7 @@ def run_pilots(
             "method": name,
             "drops": len(found),
             "sum_rate_bit_per_s_per_hz": float(found.mean()),
-            "over_lmmse_rzf": as_dict(share_of(found, rates[REFERENCE])),
+            "over_lmmse_rzf": as_dict(mean_interval(found, rates[REFERENCE])),
         }
         for name, found in rates.items()
     ]

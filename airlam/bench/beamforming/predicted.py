@@ -22,9 +22,9 @@ from airlam.bench.beamforming.joint import JOINT, LEVEL, JointScale
 from airlam.bench.kept import as_dict
 from airlam.bench.prediction.job import FULL_SIZES, QUICK_SIZES, Job, Sizes
 from airlam.bench.prediction.sumrate import HOLD, NUM_USERS, SEED, SNR_DB, served_links
-from airlam.bench.prediction.table import mean_interval
 from airlam.model.graph_precoder import GraphPrecoder
 from airlam.model.predictive_precoder import PredictivePrecoder
+from airlam.radio.metrics import mean_interval
 from airlam.radio.prediction import classical_predictors
 from airlam.specs import LinkSpec
 from airlam.tasks.channel_prediction import Progress

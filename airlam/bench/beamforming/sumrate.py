@@ -25,7 +25,7 @@ from airlam.bench.beamforming.settings import (
 from airlam.bench.kept import as_dict
 from airlam.model.graph_precoder import GraphPrecoder
 from airlam.radio.beamforming import Cells, dirty_paper_bound, multicell_wmmse, wmmse
-from airlam.radio.metrics import QUANTILES, Interval
+from airlam.radio.metrics import mean_interval
 from airlam.radio.precoding import (
     maximum_ratio,
     regularized_zero_forcing,
@@ -51,7 +51,7 @@ def run_sum_rates(
         rates = rates_of(h, precoders)
         rows += [_row(setting, name, found, rates) for name, found in rates.items()]
         for name in precoders:
-            share = share_of(rates[name], rates[REFERENCE]).value
+            share = mean_interval(rates[name], rates[REFERENCE]).value
             key = f"{setting}.share_of_wmmse100"
             figures[key if name == BEST else f"{setting}.{name}.share_of_wmmse100"] = share
     figures["unseen.share_of_wmmse100"] = min(figures[f"{name}.share_of_wmmse100"] for name in UNSEEN)
@@ -129,22 +129,11 @@ def _seconds_a_call(act: Callable[[], object], num_calls: int) -> float:
     return (time.thread_time() - start) / num_calls
 
 
-def share_of(ours: torch.Tensor, reference: torch.Tensor, num_resamples: int = 1000) -> Interval:
-    """Ratio of the means over drops, with its 95 % bootstrap interval."""
-    both = torch.stack([ours, reference]).double()  # [2, drops]
-    draw = torch.Generator().manual_seed(0)
-    again = torch.randint(both.shape[1], (num_resamples, both.shape[1]), generator=draw)
-    means = both[:, again].mean(dim=-1)  # [2, num_resamples]
-    low, high = (means[0] / means[1]).quantile(torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
-    value = both.mean(dim=-1)
-    return Interval(value=float(value[0] / value[1]), low=low, high=high)
-
-
 def _row(setting: str, name: str, found: torch.Tensor, rates: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     return {
         "setting": setting,
         "method": name,
         "drops": len(found),
         "sum_rate_bit_per_s_per_hz": float(found.mean()),
-        "share_of_wmmse100": as_dict(share_of(found, rates[REFERENCE])),
+        "share_of_wmmse100": as_dict(mean_interval(found, rates[REFERENCE])),
     }

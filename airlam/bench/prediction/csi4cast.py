@@ -24,12 +24,11 @@ from airlam.bench.prediction.table import (
     Field,
     Part,
     Row,
-    mean_interval,
     over_classical,
     pooled_row,
 )
 from airlam.datasets.catalog import CSI4CAST_CELLS, csi4cast_cell
-from airlam.radio.metrics import LinkErrors, link_errors
+from airlam.radio.metrics import LinkErrors, link_errors, mean_interval
 from airlam.radio.prediction.base import Predictor, TrainingLinks
 from airlam.radio.prediction.naive import Hold
 from airlam.radio.prediction.path_eb import PathEb

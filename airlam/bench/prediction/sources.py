@@ -47,18 +47,23 @@ class HeldLinks:
         return TrainingLinks(history=history, future=future)
 
 
-def drawn_links(
-    spec: DatasetSpec, split: str, prediction: PredictionSpec, max_doppler_hz: float | None = None
-) -> HeldLinks:
-    """The drops of a split, one user each, as ``generate`` would store them.
-
-    ``max_doppler_hz`` is what predictors are to expect, where it is not that of the spec's fastest user.
+def drawn_setting(
+    spec: DatasetSpec, prediction: PredictionSpec, max_doppler_hz: float | None = None
+) -> PredictionSetting:
+    """Of the spec's links; ``max_doppler_hz`` is what predictors are to expect, where it is not that of the
+    spec's fastest user.
     """
     setting = PredictionSetting.from_dataset(
         spec, prediction.num_history, prediction.num_horizon, prediction.duplex
     )
-    if max_doppler_hz is not None:
-        setting = replace(setting, max_doppler_hz=max_doppler_hz)
+    return setting if max_doppler_hz is None else replace(setting, max_doppler_hz=max_doppler_hz)
+
+
+def drawn_links(
+    spec: DatasetSpec, split: str, prediction: PredictionSpec, max_doppler_hz: float | None = None
+) -> HeldLinks:
+    """The drops of a split, one user each, as ``generate`` would store them; see ``drawn_setting``."""
+    setting = drawn_setting(spec, prediction, max_doppler_hz)
     with one_thread():  # as generation draws
         batches = [
             draw_drops(spec, seed, size)

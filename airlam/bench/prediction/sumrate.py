@@ -16,7 +16,8 @@ from einops import rearrange
 from airlam.bench import trained
 from airlam.bench.prediction.job import Job
 from airlam.bench.prediction.sources import HeldLinks, drawn_links
-from airlam.bench.prediction.table import Field, Part, Row, guard_note, mean_interval
+from airlam.bench.prediction.table import Field, Part, Row, guard_note
+from airlam.radio.metrics import mean_interval
 from airlam.radio.precoding import regularized_zero_forcing, sum_rate_bit_per_s_per_hz
 from airlam.radio.prediction import classical_predictors
 from airlam.specs import MobilitySpec, SplitSizes

@@ -249,11 +249,6 @@ def bootstrap(
     return Interval(value=value.item(), low=low, high=high)
 
 
-def mean_interval(values: torch.Tensor) -> Interval:
-    """Mean of float64 [num_values], which are independent of each other, and its interval."""
-    return bootstrap(lambda weights: weights @ values / weights.sum(1), [torch.arange(len(values))])
-
-
 def guard_note(learned: Sequence[Predictor]) -> dict[str, Any]:
     """What the LAM's guard chose at each SNR, from slow fading to fast, for the notes of a setting."""
     return {f"{each.name}_guard": each.choices() for each in learned if isinstance(each, Guarded)}

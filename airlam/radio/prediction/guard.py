@@ -109,6 +109,8 @@ def _best(errors: torch.Tensor) -> int:
     last, num_links = len(errors) - 1, errors.shape[1]
     if last == 0 or num_links < 2:  # one link tells nothing of chance
         return last
+    if not errors[last].isfinite().all():  # nothing could be told to be better
+        return int(errors.mean(1).nan_to_num(torch.inf).argmin())
     ratio = (errors[-1] / errors[:-1]).log()  # [predictors - 1, links]
     gain = ratio.mean(1)  # [predictors - 1]
     better = gain > NUM_DEVIATIONS * ratio.std(1) / num_links**0.5
