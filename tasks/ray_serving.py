@@ -45,7 +45,7 @@ def serve_over_ray(
 
 
 def remote_services(folders: Sequence[Path], metrics: Metrics, deployments: Deployments) -> SharedOut:
-    """The LAMs of some runs on a cluster's nodes; what was there before goes when these are first asked."""
+    """The LAMs of some runs on a cluster's nodes, until they are closed."""
     lams, guards = guarded_lams(folders)
     recipe, profiles = recipe_of(lams), lam_profiles(lams)
     whole = LamServices(lams)
@@ -53,6 +53,13 @@ def remote_services(folders: Sequence[Path], metrics: Metrics, deployments: Depl
     plan = plan_cluster(whole.graph, loads, whole.settings, deployments.survey(), deployments.home)
     replicas = {node: deployments.replicas_of(node) for node in plan.nodes}
     number, fleet = deployments.bring(recipe, replicas)
-    remote = RemoteLams(fleet, plan.hosts, plan.graph, whole.settings, whole.num_bytes, metrics.service_ran)
-    services = guarded(remote, guards, metrics.service_ran)
-    return SharedOut(services, sum(replicas.values()), lambda: deployments.keep_only(number))
+    remote = RemoteLams(
+        fleet,
+        plan.hosts,
+        plan.graph,
+        whole.settings,
+        whole.num_bytes,
+        on_close=lambda: deployments.take_away(number),
+        observe=metrics.service_ran,
+    )
+    return SharedOut(guarded(remote, guards, metrics.service_ran), sum(replicas.values()))

@@ -4,10 +4,9 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from airlam.errors import SpecError
 from airlam.model.build import lam_for
 from airlam.model.lam import LAM
-from airlam.serving.downlinks import Csi
+from airlam.serving.foresight import foreseeing
 from airlam.serving.guarding import (
     CLASSICAL,
     UNTUNED,
@@ -21,9 +20,9 @@ from airlam.serving.monitoring import Metrics
 from airlam.serving.precoding import PrecoderServices
 from airlam.serving.server import serve
 from airlam.serving.services import Services
-from airlam.specs import BeamformingSpec, RunSpec, ServingSpec, require
+from airlam.specs import RunSpec, ServingSpec, require
 from airlam.tasks.run_guard import read_guard
-from airlam.tasks.run_setting import read_setting
+from airlam.tasks.run_setting import SETTING_FILE, read_setting
 from airlam.tasks.runs import LAM_FOLDER, read_run
 
 Predicting = Callable[[Sequence[Path], Metrics], Services]
@@ -37,9 +36,7 @@ def served_lams(folders: Sequence[Path]) -> dict[str, LAM]:
     folder holds no finished run; SpecError where two runs have one name.
     """
     lams: dict[str, LAM] = {}
-    for folder in folders:
-        spec = read_run(folder)
-        require(spec.name not in lams, f"two runs are called {spec.name!r}; serve one of them, or rename one")
+    for folder, spec in _read_runs(folders).items():
         require(
             spec.task == "channel_prediction",
             f"{folder} is a run of task {spec.task!r}; runs of 'channel_prediction' have LAMs to serve",
@@ -49,6 +46,19 @@ def served_lams(folders: Sequence[Path]) -> dict[str, LAM]:
     return lams
 
 
+def _read_runs(folders: Sequence[Path]) -> dict[Path, RunSpec]:
+    """The specs of some runs, no two of one name."""
+    found: dict[Path, RunSpec] = {}
+    names: set[str] = set()
+    for folder in folders:
+        spec = found[folder] = read_run(folder)
+        require(
+            spec.name not in names, f"two runs are called {spec.name!r}; serve one of them, or rename one"
+        )
+        names.add(spec.name)
+    return found
+
+
 def _untuned(folder: Path, spec: RunSpec) -> LAM:
     return lam_for(spec.model, read_setting(folder, spec), spec.training.seed).eval()
 
@@ -56,34 +66,44 @@ def _untuned(folder: Path, spec: RunSpec) -> LAM:
 def services_of(folders: Sequence[Path], metrics: Metrics, predicting: Predicting | None = None) -> Services:
     """The services of some runs, LAMs guarded where a run has been evaluated; they report to ``metrics``.
 
-    predicting: makes the services of runs of channel prediction; by default in this process. With runs of
-    beamforming among them they are ``PrecodingServices``. Errors as of ``served_lams``.
+    predicting: makes the services of runs that predict, which are those of channel prediction and those of
+    beamforming on predicted channels; by default in this process. With runs of beamforming among them they
+    are ``PrecodingServices``. Errors as of ``served_lams``.
     """
     predicting = predicting or _predicting
-    specs = {folder: read_run(folder) for folder in folders}
+    specs = _read_runs(folders)
     beamforming = [folder for folder in folders if specs[folder].task == "beamforming"]
-    others = [folder for folder in folders if folder not in beamforming]
+    others = [folder for folder in folders if folder not in beamforming or _foresees(specs[folder])]
     if not beamforming:
         return predicting(others, metrics)
-    lams = predicting(others, metrics) if others else None
-    return JointServices(lams, _precoding(beamforming, specs, metrics))
+    precoders = _precoding(beamforming, specs, metrics)  # first: over Ray the others are costlier to undo
+    return JointServices(predicting(others, metrics) if others else None, precoders)
 
 
 def _precoding(folders: Sequence[Path], specs: Mapping[Path, RunSpec], metrics: Metrics) -> PrecoderServices:
     from airlam.tasks.beamforming_run import run_precoders  # which loads what a server of LAMs does without
 
-    csi = {specs[folder].name: _csi_of(folder, specs[folder]) for folder in folders}
+    csi = {specs[folder].name: specs[folder].downlink.csi for folder in folders}
     return PrecoderServices(run_precoders(folders), metrics.service_ran, csi)
 
 
-def _csi_of(folder: Path, spec: RunSpec) -> Csi:
-    csi = (spec.beamforming or BeamformingSpec()).csi
-    if csi == "predicted":
-        raise SpecError(
-            f"{folder} is a run whose precoder has a predictor of its own; serve a run of channel prediction "
-            "and one of beamforming, which together answer those who send histories"
-        )
-    return csi
+def _foresees(spec: RunSpec) -> bool:
+    """Whether a run has tuned a predictor together with its precoder."""
+    return spec.task == "beamforming" and spec.downlink.csi == "predicted"
+
+
+def _foreseeing(folder: Path, spec: RunSpec) -> LAM:
+    """The predictor of such a run."""
+    from airlam.model.predictive_precoder import PredictivePrecoder
+
+    assert spec.downlink.predictor is not None
+    if (folder / SETTING_FILE).is_file():
+        setting = read_setting(folder, spec)
+    else:  # of an older version: that of the run that it began with
+        before = Path(spec.downlink.predictor)
+        setting = read_setting(before, read_run(before))
+    pair = PredictivePrecoder.load(folder / LAM_FOLDER, setting, spec.training.seed)
+    return foreseeing(pair.lam, pair.levels.detach())
 
 
 def _predicting(folders: Sequence[Path], metrics: Metrics) -> Services:
@@ -93,14 +113,20 @@ def _predicting(folders: Sequence[Path], metrics: Metrics) -> Services:
 
 
 def guarded_lams(folders: Sequence[Path]) -> tuple[dict[str, LAM], dict[str, LinkGuard]]:
-    """LAMs of some runs, those untuned that a guard uses, and the guards; errors as of ``served_lams``."""
-    lams, guards = served_lams(folders), dict[str, LinkGuard]()
-    for name, folder in zip(list(lams), folders, strict=True):
+    """LAMs of some runs, those untuned that a guard uses, and the guards; errors as of ``served_lams``.
+
+    Of a run of beamforming on predicted channels it is the predictor, which foresees.
+    """
+    specs = _read_runs(folders)
+    alone = [folder for folder in folders if not _foresees(specs[folder])]
+    lams, guards = served_lams(alone), dict[str, LinkGuard]()
+    for name, folder in zip(list(lams), alone, strict=True):
         guard = read_guard(folder)
         if guard is not None and (guard.uses(UNTUNED) or guard.uses(CLASSICAL)):
             guards[name] = guard
             if guard.uses(UNTUNED):
-                lams[untuned_name(name)] = _untuned(folder, read_run(folder))
+                lams[untuned_name(name)] = _untuned(folder, specs[folder])
+    lams |= {spec.name: _foreseeing(folder, spec) for folder, spec in specs.items() if _foresees(spec)}
     return lams, guards
 
 

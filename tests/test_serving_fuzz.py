@@ -16,6 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,6 +30,7 @@ from safetensors.torch import save
 from airlam.model.build import lam_for
 from airlam.model.graph_precoder import build_precoder
 from airlam.model.precoder_chain import save_precoder
+from airlam.model.predictive_precoder import PredictivePrecoder
 from airlam.radio.channel import PredictionSetting
 from airlam.serving.arrays import BINARY, JSON
 from airlam.serving.bodies import write_measurement, write_slot
@@ -36,7 +38,7 @@ from airlam.serving.client import Client, RequestRefused
 from airlam.serving.downlink_bodies import Users, write_downlinks, write_users
 from airlam.serving.downlinks import Downlinks
 from airlam.serving.measurement import Measurement
-from airlam.specs import ArraySpec, ModelSpec, PrecoderSpec, RunSpec, spec_to_toml
+from airlam.specs import ArraySpec, BeamformingSpec, ModelSpec, PrecoderSpec, RunSpec, spec_to_toml
 from airlam.tasks.run_setting import write_setting
 
 NUM_REQUESTS = int(os.environ.get("AIRLAM_FUZZ_REQUESTS", "500"))
@@ -61,9 +63,11 @@ DOWNLINKS = Downlinks(
     precoder="p", h=DRAWN[..., 0], noise_variance=torch.full((2,), 0.1), error_covariance=DRAWN @ DRAWN.mH
 )
 USERS = Users(measurement=GOOD, receiver_noise_variance=0.1)
+GRAPH = PrecoderSpec(width=8, num_edge_channels=2, num_layers=1)
 MAX_GROWTH_BYTES = 24 * 2**20
 PREDICT, PRECODE = "/v1/lams/a/predict", "/v1/precoders/p/precode"
 PREDICT_AND_PRECODE = "/v1/lams/a/precoders/p/precode"
+JOINTLY = "/v1/lams/j/precoders/j/precode"
 DOWNLINKS_BODY = write_downlinks(DOWNLINKS)
 ODD_NUMBERS = (0, -1, 1, 2**31, 2**63, 2**70, -(2**63), 0.5, 1e300, float("nan"), float("inf"), True)
 ODD_VALUES = (*ODD_NUMBERS, None, "", "x" * 300, "\u0000", [], {}, [[]], [None], {"real": []})
@@ -96,11 +100,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     write_setting(folder, SETTING)
     (folder / "run.toml").write_text(spec_to_toml(spec))
     beams = tmp_path_factory.mktemp("p")
-    save_precoder(build_precoder(PrecoderSpec(width=8, num_edge_channels=2, num_layers=1)), beams / "lam")
+    save_precoder(build_precoder(GRAPH), beams / "lam")
     (beams / "run.toml").write_text(spec_to_toml(RunSpec(name="p", dataset="none.h5", task="beamforming")))
-    for place in (folder, beams):
+    both = tmp_path_factory.mktemp("j")
+    PredictivePrecoder(lam_for(spec.model, SETTING, 0), build_precoder(GRAPH), SETTING).save(both / "lam")
+    write_setting(both, SETTING)
+    own = BeamformingSpec(csi="predicted", predictor="none")
+    joint = RunSpec(name="j", dataset="none.h5", task="beamforming", beamforming=own)
+    (both / "run.toml").write_text(spec_to_toml(joint))
+    folders = folder, beams, both
+    for place in folders:
         (place / "summary.json").write_text("{}")
-    command = [sys.executable, "-P", "-m", "airlam", "serve", str(folder), str(beams), "--port", "0"]
+    command = [sys.executable, "-P", "-m", "airlam", "serve", *map(str, folders), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         yield Server(process.stdout.readline().strip(), process.pid)
@@ -245,14 +256,28 @@ def slots(draw: random.Random, session: str) -> bytes:
     channel = GOOD.history[0, 0]
     body = write_slot(channel * draw.choice((1.0, 1.0, float("nan"))), draw.choice((0.1, 0.1, -1.0)))
     number = draw.choice(("", f"?slot={draw.randrange(50)}", "?slot=-1", "?slot=1e3", f"?slot={2**60}"))
-    return post(body, path=f"/v1/sessions/{session}/slots{number}")
+    wanted = draw.choice(("", "predict=false", "predict=true", "predict=", "predict=\x00"))
+    query = f"{number}&{wanted}" if number else f"?{wanted}"
+    return post(body, path=f"/v1/sessions/{session}/slots{query}")
+
+
+def streams(draw: random.Random, session: str) -> bytes:
+    """Precoders wanted of histories that sessions keep, or of none."""
+    names = [
+        draw.choice((session, session, "none", "%00", "")) for _ in range(draw.choice((0, 1, 1, 1, 2, 40)))
+    ]
+    noise = draw.choice(("0.1", "0.1", "1", "1e-40", "1e38", "nan", "-1", "", "0x1", "1e999"))
+    query = "&".join([*(f"session={name}" for name in names), f"receiver_noise_variance={noise}"])
+    path = draw.choice(("/v1/lams/j/precoders/j", "/v1/lams/j/precoders/p", "/v1/lams/a/precoders/j"))
+    return post(b"", path=f"{path}/precode_sessions?{query}")
 
 
 def odd_downlinks(draw: random.Random) -> bytes:
     """What precoders are asked by, spoilt in its bytes, its tensors or its JSON."""
     kind = draw.randrange(4)
     if kind == 0:
-        path, body = draw.choice(((PRECODE, DOWNLINKS_BODY), (PREDICT_AND_PRECODE, write_users(USERS))))
+        users = write_users(USERS)
+        path, body = draw.choice(((PRECODE, DOWNLINKS_BODY), (PREDICT_AND_PRECODE, users), (JOINTLY, users)))
         spoilt = bytearray(body)
         for _ in range(draw.choice((0, 1, 2, 8, 64))):
             spoilt[draw.randrange(len(spoilt))] = draw.randrange(256)
@@ -269,7 +294,8 @@ def odd_downlinks(draw: random.Random) -> bytes:
         noise = torch.full((2,), draw.choice((0.1, odd)))
         return post(save({**tensors, "noise_variance": noise}), path=PRECODE)
     if kind == 2:
-        return post(write_users(replace(USERS, receiver_noise_variance=odd)), path=PREDICT_AND_PRECODE)
+        both = PREDICT_AND_PRECODE, JOINTLY
+        return post(write_users(replace(USERS, receiver_noise_variance=odd)), path=draw.choice(both))
     nested = {"real": DOWNLINKS.h.real.tolist(), "imag": DOWNLINKS.h.imag.tolist()}
     given: Any = {"channel": nested, "noise_variance": [0.1, 0.1]}
     *parents, last = draw.choice(list(places(given)))
@@ -294,6 +320,11 @@ def test_spoilt_requests_harm_nobody(server: Server) -> None:
     expected, precoder, seen = server.prediction(), server.precoder(), Counter[str]()
     with Client(server.url) as client:
         session = client.open_session("a")
+        user = client.open_session("j")
+        for slot in range(4):
+            client.add_slot(user, GOOD.history[0, slot], 0.1)
+    kinds = (*KINDS, partial(slots, session=session), partial(streams, session=user))
+    names = (*(kind.__name__ for kind in KINDS), "slots", "streams")
     num_requests = 4 * NUM_REQUESTS // 5
     settled = num_requests // 4  # by then all that is made once has been made
     before = 0
@@ -301,15 +332,15 @@ def test_spoilt_requests_harm_nobody(server: Server) -> None:
         if number == settled:
             before = server.resident_bytes()
         draw = random.Random(number)
-        place = number % (len(KINDS) + 1)
-        kind = KINDS[place] if place < len(KINDS) else None
-        sent = slots(draw, session) if kind is None else kind(draw)
+        kind = kinds[number % len(kinds)]
+        sent = kind(draw)
         status = exchange(server, sent, is_whole=kind is not odd_http)
         assert 200 <= status < 500 if status else kind is odd_http, (number, status, sent[:300])
-        seen[f"{kind.__name__ if kind else 'slots'} {status}"] += 1
+        seen[f"{names[number % len(kinds)]} {status}"] += 1
     assert server.resident_bytes() - before < MAX_GROWTH_BYTES
     common = {"spoilt_bytes 200", "spoilt_header 400", "odd_tensors 422", "odd_json 422", "slots 202"}
-    assert common | {"odd_downlinks 200", "odd_downlinks 422"} <= set(seen)
+    more = {"odd_downlinks 200", "odd_downlinks 422", "streams 200", "streams 404", "streams 422"}
+    assert common | more <= set(seen)
     torch.testing.assert_close(server.prediction(), expected, rtol=0, atol=0)
     torch.testing.assert_close(server.precoder(), precoder, rtol=0, atol=0)
 

@@ -216,6 +216,25 @@ def test_a_body_without_a_length_is_bounded_too(server: Served) -> None:
     check_unharmed(server)
 
 
+def test_bodies_that_are_read_together_are_bounded(server: Served) -> None:
+    """Here to 1000 bytes; a link has 412, four have more, which one alone may have."""
+    small = replace(SPEC, max_reading_bytes=1000, read_timeout_s=5.0)
+    whole, large = post(write_measurement(measurement())), post(write_measurement(measurement(4)))
+    assert len(large) > 1000
+    with running(server.services, small, Metrics()) as url:
+        served = Served(url=url)
+        parts = urlsplit(url)
+        assert status(exchange(served, large)) == 200
+        with socket.create_connection((parts.hostname, parts.port), timeout=5) as slow:
+            slow.sendall(large[:1100])  # of a header and a body
+            time.sleep(0.2)
+            refused = exchange(served, whole)
+            assert status(refused) == 429 and b"too many bodies" in refused
+            slow.sendall(large[1100:])
+            assert status(slow.recv(65536)) == 200
+        assert status(exchange(served, whole)) == 200
+
+
 def test_a_truncated_body_harms_nobody(server: Served) -> None:
     assert status(exchange(server, post(GOOD[:-9], Content_Length=str(len(GOOD) - 9)))) == 400
     exchange(server, post(GOOD)[:-9], end=True)  # nobody is left to be answered

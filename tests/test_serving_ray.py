@@ -1,5 +1,6 @@
 """LAMs served over two Ray nodes of this machine: kill -9, a lost node and an exchange cost no request."""
 
+import asyncio
 import gc
 import importlib.util
 import os
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from airlam.radio.channel import PredictionSetting
 from airlam.serving.client import Client
 from airlam.serving.measurement import Measurement
 from airlam.serving.monitoring import Metrics
+from airlam.serving.predictions import Predictions
 from airlam.serving.ray_deployments import Deployments
 from airlam.serving.ray_fleet import Fleet
 from airlam.serving.ray_services import SharedOut
+from airlam.serving.renewal import Renewal
 from airlam.serving.server import running
 from airlam.specs import ArraySpec, ModelSpec, RunSpec, ServingSpec, spec_to_toml
 from airlam.tasks.ray_serving import remote_services
@@ -243,6 +246,39 @@ def test_adapters_are_exchanged_without_a_failed_request(cluster: Any, folder: P
     assert (old - new).abs().max() > 1e-2
     assert distances.min(dim=1).values.max() < 1e-5 * old.abs().max() + 1e-5
     assert set(distances.argmin(dim=1).tolist()) == {0, 1}  # both have answered
+
+
+def test_an_exchange_that_is_refused_leaves_nothing_behind(
+    served: Served, folder: Path, tmp_path: Path
+) -> None:
+    """Here it is for another setting than clients know."""
+    for name in ("lam", "run.toml", "summary.json"):
+        (tmp_path / name).symlink_to(folder / name)
+    write_setting(tmp_path, replace(SETTING, slot_duration_s=1e-3))
+    brought: list[int] = []
+
+    def load() -> SharedOut:
+        services = remote_services([tmp_path], Metrics(), served.deployments)
+        brought.append(len(served.deployments._standing))
+        return services
+
+    async def exchanged() -> bool:
+        serving = Predictions(served.services, PATIENT, Metrics())
+        succeeded = await Renewal(serving, load).run()
+        await serving.batcher.drain()
+        return succeeded
+
+    with Client(served.url) as client:
+        before = client.predict("a", HISTORY, NOISE_VARIANCE)
+    assert not asyncio.run(exchanged())
+    assert brought == [2] and served.fleet.is_up("edge")  # one is left
+    applications, limit_s = served.deployments._serve.status, time.monotonic() + BACK_S
+    while sum(name.startswith(served.deployments._name) for name in applications().applications) > len(NODES):
+        assert time.monotonic() < limit_s
+        time.sleep(0.1)
+    with Client(served.url) as client:
+        found = client.predict("a", HISTORY, NOISE_VARIANCE)
+    torch.testing.assert_close(found, before, rtol=1e-5, atol=1e-6)
 
 
 def renewed(url: str) -> bool:

@@ -144,10 +144,14 @@ def handles(phases: Phases, *nodes: str) -> dict[str, Handle]:
 
 
 def remote(
-    whole: LamServices, on: dict[str, Handle], hosts: tuple[tuple[str, ...], ...], **options: float
+    whole: LamServices,
+    on: dict[str, Handle],
+    hosts: tuple[tuple[str, ...], ...],
+    on_close: Callable[[], None] = lambda: None,
+    **options: float,
 ) -> RemoteLams:
     fleet = Fleet(on, (Lost,), **options)
-    return RemoteLams(fleet, dict.fromkeys(whole.settings, hosts), whole.graph, whole.settings, 0)
+    return RemoteLams(fleet, dict.fromkeys(whole.settings, hosts), whole.graph, whole.settings, 0, on_close)
 
 
 CUTS = {
@@ -174,7 +178,7 @@ def test_any_cut_gives_to_the_bit_what_one_process_gives(
 def test_lams_of_different_nodes_share_one_batch_of_requests(whole: LamServices, phases: Phases) -> None:
     on = handles(phases, "n1", "n2")
     hosts = {"a": (("n1",),) * 3, "b": (("n1",),) * 3, "far": (("n2",),) * 3}
-    lams = RemoteLams(Fleet(on, (Lost,)), hosts, whole.graph, whole.settings, 0)
+    lams = RemoteLams(Fleet(on, (Lost,)), hosts, whole.graph, whole.settings, 0, lambda: None)
     for future, own in zip(lams.predict(asked()), whole.predict(asked()), strict=True):
         torch.testing.assert_close(future, own, rtol=1e-4, atol=1e-6)
     assert [handle.num_calls for handle in on.values()] == [1, 1]
@@ -272,16 +276,17 @@ def test_shares_have_alike_numbers_of_links_and_keep_measurements_whole() -> Non
     assert len(shared_out(requests, 9)) == 3 and shared_out(requests, 1) == [[3, 0, 1, 4, 2]]
 
 
-def test_shared_out_answers_are_in_order_and_the_old_ones_go_first(
-    whole: LamServices, phases: Phases
-) -> None:
-    begun: list[int] = []
-    lams = remote(whole, handles(phases, "n1", "n2"), (("n1", "n2"),) * 3)
-    services = SharedOut(lams, 3, lambda: begun.append(1))
+def test_shared_out_answers_are_in_order_until_they_are_closed(whole: LamServices, phases: Phases) -> None:
+    ended: list[int] = []
+    lams = remote(whole, handles(phases, "n1", "n2"), (("n1", "n2"),) * 3, lambda: ended.append(1))
+    services = SharedOut(lams, 3)
     for future, own in zip(services.predict(asked()), whole.predict(asked()), strict=True):
         torch.testing.assert_close(future, own, rtol=1e-4, atol=1e-6)
-    services.predict(asked()[:1])
-    assert begun == [1]
+    assert not ended
+    services.close()
+    assert ended == [1]
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        services.warm()
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """LAMs are exchanged under load: no request fails, each answer is of the old LAM or of the new one."""
 
+import asyncio
 import os
 import re
 import signal
@@ -7,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,14 @@ import torch
 from airlam.model.build import lam_for
 from airlam.model.lam import LAM
 from airlam.radio.channel import PredictionSetting
+from airlam.serving.batching import DeadlineMissed
 from airlam.serving.client import Client
-from airlam.specs import ArraySpec, ModelSpec, RunSpec, spec_to_toml
+from airlam.serving.measurement import Measurement
+from airlam.serving.monitoring import Metrics
+from airlam.serving.predictions import Predictions
+from airlam.serving.renewal import Renewal
+from airlam.serving.service_graph import ServiceGraph
+from airlam.specs import ArraySpec, ModelSpec, RunSpec, ServingSpec, spec_to_toml
 from airlam.tasks.run_setting import write_setting
 from airlam.tasks.serving import served_lams
 
@@ -129,3 +137,66 @@ def test_lams_that_cannot_be_read_leave_the_old_ones(folder: Path, server: tuple
         await_renewal(url, "failed")
         torch.testing.assert_close(client.predict("a", HISTORY, NOISE_VARIANCE), before, rtol=0, atol=0)
     assert renewals(url, "succeeded") == succeeded
+
+
+@dataclass
+class Told:
+    """Services that write down what is done to them."""
+
+    name: str
+    done: list[str]
+    setting: PredictionSetting = SETTING
+    warming: Callable[[], None] = lambda: None
+    graph: ServiceGraph = field(default_factory=lambda: ServiceGraph(services=(), edges=(), flows={}))
+
+    @property
+    def settings(self) -> dict[str, PredictionSetting]:
+        return {"a": self.setting}
+
+    def warm(self) -> None:
+        self.warming()
+        self.done.append(f"{self.name} warm")
+
+    def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
+        time.sleep(0.1)
+        self.done.append(f"{self.name} predicts")
+        return [torch.zeros(1, dtype=torch.complex64) for _ in requests]
+
+    def close(self) -> None:
+        self.done.append(f"{self.name} closed")
+
+
+def exchanged(old: Told, new: Told) -> bool:
+    """Under a request that the old services answer."""
+
+    async def run() -> bool:
+        serving = Predictions(old, ServingSpec(), Metrics())
+        asked = Measurement(lam="a", history=HISTORY, noise_variance=NOISE_VARIANCE)
+        under_way = asyncio.create_task(serving.batcher.submit(asked, 10.0))
+        await asyncio.sleep(0)
+        succeeded = await Renewal(serving, lambda: new).run()
+        await under_way
+        await serving.batcher.drain()
+        assert serving.services is (new if succeeded else old)
+        return succeeded
+
+    return asyncio.run(run())
+
+
+def test_those_who_lose_their_place_are_closed_behind_the_batch_under_way() -> None:
+    done: list[str] = []
+    assert exchanged(Told("old", done), Told("new", done))
+    assert done == ["old predicts", "new warm", "old closed"]
+
+
+def test_those_who_are_refused_are_closed_at_once() -> None:
+    done: list[str] = []
+    assert not exchanged(Told("old", done), Told("new", done, setting=replace(SETTING, num_horizon=1)))
+    assert done == ["old predicts", "new closed"]
+
+    def lost() -> None:
+        raise DeadlineMissed("no replica answered within 60 s")
+
+    done.clear()
+    assert not exchanged(Told("old", done), Told("new", done, warming=lost))
+    assert done == ["old predicts", "new closed"]

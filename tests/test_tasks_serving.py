@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from einops import rearrange
 
 from airlam.datasets.catalog import packaged_spec
 from airlam.datasets.generate import generate
 from airlam.datasets.store import ChannelDataset
 from airlam.errors import DataError, SpecError
+from airlam.model.predictive_precoder import PredictivePrecoder
+from airlam.serving.client import Client
 from airlam.serving.downlinks import Downlinks
 from airlam.serving.monitoring import Metrics
 from airlam.serving.server import running
@@ -30,11 +33,13 @@ from airlam.specs import (
     TrainingSpec,
     spec_to_toml,
 )
-from airlam.tasks.beamforming_data import PilotCsi, read_views
-from airlam.tasks.beamforming_evaluation import test_downlinks as measured_downlinks
+from airlam.tasks.beamforming_evaluation import measured_downlinks
 from airlam.tasks.beamforming_methods import learned_precoder
 from airlam.tasks.beamforming_run import run_precoders
 from airlam.tasks.channel_prediction import DatasetLinks, quiet
+from airlam.tasks.comparison import observe
+from airlam.tasks.predicted_channels import LAM_ERROR, foresee
+from airlam.tasks.predicted_precoders import LearnedPrecoder, PredictionError
 from airlam.tasks.replaying import replay_run
 from airlam.tasks.run_setting import SETTING_FILE, read_setting
 from airlam.tasks.runs import finetune, read_run
@@ -98,8 +103,8 @@ def beams(run: Path) -> Path:
 def test_runs_of_both_tasks_are_served_together(run: Path, beams: Path) -> None:
     services = services_of([run, beams], Metrics())
     assert isinstance(services, PrecodingServices) and dict(services.csi) == {"b": "pilots"}
-    (head,) = (source for source, target in services.graph.edges if target == "precoder@b")
-    assert head == services.graph.service_of("r", "head.channel_prediction")
+    assert services.graph.service_of("r", "head.channel_prediction") in services.graph.order
+    assert services.graph.flows["b"] == {"precoder": "precoder@b"}
     with running(services, ServingSpec(port=0), Metrics()) as url:
         for folder in (run, beams):
             report = replay_run(folder, url, rate_per_s=10.0, duration_s=0.5)
@@ -110,11 +115,8 @@ def test_runs_of_both_tasks_are_served_together(run: Path, beams: Path) -> None:
 
 def test_what_is_precoded_is_what_was_evaluated(run: Path, beams: Path) -> None:
     with ChannelDataset.open(read_run(run).dataset) as dataset:
-        own = read_run(beams).beamforming
-        assert own is not None
-        pilots = PilotCsi.fit(own, read_views(dataset, "train", np.arange(8), quiet).h)
         made = Run(spec=read_run(beams), dataset=dataset, folder=beams, on_progress=quiet)
-        _, known = measured_downlinks(made, pilots).known(slice(0, 2))
+        _, known = measured_downlinks(made).known(slice(0, 2))
     expected = learned_precoder(run_precoders([beams])["b"])(known, 0.1)
     asked = Downlinks(
         precoder="b",
@@ -153,13 +155,34 @@ def test_a_run_of_another_task_is_refused(run: Path, tmp_path: Path) -> None:
         served_lams([tmp_path])
 
 
-def test_a_precoder_with_a_predictor_of_its_own_is_refused(tmp_path: Path) -> None:
-    own = BeamformingSpec(csi="predicted", predictor="runs/r")
-    spec = RunSpec(name="b", dataset="d.h5", task="beamforming", beamforming=own)
-    (tmp_path / "run.toml").write_text(spec_to_toml(spec))
-    (tmp_path / "summary.json").write_text("{}")
-    with pytest.raises(SpecError, match="a predictor of its own"):
-        services_of([tmp_path], Metrics())
+def test_a_pair_tuned_together_is_served_as_it_was_evaluated(run: Path) -> None:
+    own = BeamformingSpec(min_users=2, max_users=2, csi="predicted", predictor=str(run))
+    joint = finetune(
+        dataclasses.replace(BEAMS, name="joint", beamforming=own), run.parents[1], run.parent, quiet
+    )
+    services = services_of([joint, run], Metrics())
+    assert isinstance(services, PrecodingServices) and dict(services.csi) == {"joint": "predicted"}
+    flows = services.graph.flows
+    assert flows["joint"]["block.0"] == flows["r"]["block.0"]
+    with ChannelDataset.open(read_run(run).dataset) as dataset:
+        source = DatasetLinks(dataset, "test", RUN.prediction)
+        seen = observe(source.read(np.arange(2)), source, 20.0, 0)
+        tuned = PredictivePrecoder.load(joint / "lam", source.setting, 0)
+        foreseen = foresee(source, [], tuned.lam, {"tuned": tuned}, 20.0, 2, quiet)
+    error = PredictionError(
+        ports=foreseen.errors[LAM_ERROR][None],
+        levels=tuned.levels.detach(),
+        num_polarizations=source.setting.base_station.num_polarizations,
+    )
+    believed = rearrange(foreseen.futures["tuned"], "k t m f -> 1 t f k m")
+    expected = LearnedPrecoder(graph=tuned.precoder, error=error)(believed, 0.1, slice(0, 1))[0]
+    power = seen.future[:, :, 0].abs().square().mean(dim=(1, 2, 3))  # [users]
+    history = seen.history * power.rsqrt().view(-1, 1, 1, 1, 1)
+    with running(services, ServingSpec(port=0), Metrics()) as url, Client(url) as client:
+        found = client.predict_and_precode("joint", "joint", history, seen.noise_variance / power, 0.1)
+        report = replay_run(joint, url, rate_per_s=10.0, duration_s=0.5)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert report.num_requests == 5 and not report.failures
 
 
 def test_two_runs_of_one_name_are_refused(run: Path) -> None:

@@ -281,7 +281,8 @@ class _SearchGrid:
         f = torch.fft.ifft(f, n=self.sizes[0], norm="forward")  # [batch, delays], which turn the other way
         c, r = torch.fft.fft(c, n=self.sizes[1]), torch.fft.fft(r, n=self.sizes[2])  # [batch, grid] each
         ports = (c.unsqueeze(2) * r.unsqueeze(1)).flatten(1)  # [batch, horizontal * vertical]
-        return (f.unsqueeze(2) * ports.unsqueeze(1)).flatten(1)  # [batch, grid points]
+        found: torch.Tensor = f.unsqueeze(2) * ports.unsqueeze(1)  # [batch, delays, horizontal * vertical]
+        return found.flatten(1)  # [batch, grid points]
 
 
 def _parabola(device: torch.device) -> torch.Tensor:

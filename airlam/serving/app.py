@@ -7,6 +7,7 @@
 | POST /v1/lams/{lam}/sessions | opens a session, in which the server keeps a user's history |
 | POST /v1/precoders/{precoder}/precode | finds precoders of downlinks |
 | POST /v1/lams/{lam}/precoders/{precoder}/precode | predicts users' channels, and finds precoders of these |
+| POST /v1/lams/{lam}/precoders/{precoder}/precode_sessions | the same of histories that sessions keep |
 | POST /v1/sessions/{session}/slots | takes a slot's measurement; predicts once the history is whole |
 | DELETE /v1/sessions/{session} | forgets it |
 | GET /v1/lams, /v1/precoders | what each takes and gives |
@@ -32,7 +33,7 @@ from airlam.serving.bodies import JsonMeasurement, JsonSlot
 from airlam.serving.description import REFUSALS, Body, Endpoint, openapi
 from airlam.serving.monitoring import Metrics
 from airlam.serving.predictions import Predictions, refusal
-from airlam.serving.reading import DEADLINE, LAMS, SLOT
+from airlam.serving.reading import DEADLINE, LAMS, PREDICT, SLOT
 from airlam.serving.renewal import Load, Renewal
 from airlam.serving.services import PrecodingServices, Services
 from airlam.serving.telling import Told
@@ -100,7 +101,10 @@ def _renewed_on_hangup(serving: Predictions, load: Load | None) -> Iterator[None
 
 def _predicting(serving: Predictions) -> tuple[Endpoint, ...]:
     """The paths that take measurements, those asked most first: routes are tried in order."""
-    taken = {202: "The slot is taken, the history not whole yet.", 409: "The slot is not after the last one."}
+    taken = {
+        202: "The slot is taken; there is no prediction yet, or none wanted.",
+        409: "The slot is not after the last one.",
+    }
     answers = {200: "The prediction.", **REFUSALS}
     return (
         Endpoint(
@@ -117,7 +121,7 @@ def _predicting(serving: Predictions) -> tuple[Endpoint, ...]:
             path="/v1/sessions/{session}/slots",
             handler=serving.add_slot,
             body=Body(json=JsonSlot, tensors="channel and noise_variance"),
-            queries=(SLOT, DEADLINE),
+            queries=(SLOT, PREDICT, DEADLINE),
             answers={**answers, **taken},
             media=_FUTURE,
         ),

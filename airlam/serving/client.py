@@ -92,9 +92,8 @@ class Client:
         """Precoders of total power 1: complex64 [downlinks, num_bs_ant, num_users].
 
         channel: complex64 [downlinks, num_users, num_bs_ant]. noise_variance: float32 [downlinks], of the
-        users' receivers over the total power. error_covariance: complex64 [downlinks, num_users, num_bs_ant,
-        num_bs_ant], where channels are estimates. RequestRefused where there is none; SpecError for what
-        has none anywhere.
+        users' receivers over the total power. error_covariance: as of ``Downlinks``, where channels are
+        estimates. RequestRefused where there is none; SpecError for what has none anywhere.
         """
         downlinks = Downlinks(
             precoder=precoder, h=channel, noise_variance=noise_variance, error_covariance=error_covariance
@@ -113,6 +112,7 @@ class Client:
     ) -> torch.Tensor:
         """Precoders for what ``lam`` predicts of users who are served together, a user a row of the history.
 
+        Of a run that tuned both together, both have its name.
         Histories as in ``predict``, of which each user's first antenna receives. receiver_noise_variance: of
         the users' receivers over the total power of 1. Returns complex64 [num_horizon, num_subcarriers,
         num_bs_ant, num_users].
@@ -122,6 +122,21 @@ class Client:
         query = _query(deadline_ms=deadline_ms)
         path = f"/v1/lams/{_name(lam)}/precoders/{_name(precoder)}/precode{query}"
         return read_precoder(self._ask("POST", path, write_users(users)))
+
+    def precode_sessions(
+        self,
+        lam: str,
+        precoder: str,
+        sessions: Sequence[str],
+        receiver_noise_variance: float,
+        deadline_ms: float | None = None,
+    ) -> torch.Tensor:
+        """``predict_and_precode`` from the whole histories that users' sessions keep at the server."""
+        query = _query(
+            session=list(sessions), receiver_noise_variance=receiver_noise_variance, deadline_ms=deadline_ms
+        )
+        path = f"/v1/lams/{_name(lam)}/precoders/{_name(precoder)}/precode_sessions{query}"
+        return read_precoder(self._ask("POST", path))
 
     def open_session(self, lam: str) -> str:
         """A session's name, for ``add_slot``."""
@@ -135,12 +150,14 @@ class Client:
         noise_variance: float,
         slot: int | None = None,
         deadline_ms: float | None = None,
+        predict: bool = True,
     ) -> torch.Tensor | None:
         """Sends a slot's measurement, complex64 [num_user_ant, num_bs_ant, num_history_subcarriers].
 
-        Returns the future of this one link [1, num_horizon, ...], or None while slots are missing.
+        Returns the future of this one link [1, num_horizon, ...]; None while slots are missing, or where no
+        prediction is wanted.
         """
-        query = _query(slot=slot, deadline_ms=deadline_ms)
+        query = _query(slot=slot, deadline_ms=deadline_ms, predict=None if predict else "false")
         body = self._ask(
             "POST", f"/v1/sessions/{_name(session)}/slots{query}", write_slot(channel, noise_variance)
         )
@@ -182,7 +199,7 @@ def _name(part: str) -> str:
     return quote(part, safe="")
 
 
-def _query(**values: float | list[str] | None) -> str:
+def _query(**values: float | str | list[str] | None) -> str:
     given = {name: value for name, value in values.items() if value is not None}
     return f"?{urlencode(given, doseq=True)}" if given else ""
 

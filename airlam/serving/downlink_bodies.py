@@ -33,8 +33,8 @@ _ERRORS = "error_covariance"
 
 class JsonDownlinks(BaseModel):
     """channel: [downlinks, num_users, num_bs_ant]; noise_variance: [downlinks], of the users' receivers over
-    a total power of 1; error_covariance: [downlinks, num_users, num_bs_ant, num_bs_ant], of channels known up
-    to an error.
+    a total power of 1; error_covariance: [downlinks, num_users, num_ports, num_ports], of channels known up
+    to an error, ports being all antennas or those of one polarisation.
     """
 
     model_config = ConfigDict(extra="forbid")

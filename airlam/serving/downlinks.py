@@ -7,9 +7,11 @@ import torch
 
 from airlam.specs import require
 
-Csi = Literal["perfect", "pilots"]
-"""What a precoder was trained on: channels, or estimates from pilots with their errors."""
-_HERMITIAN = 1e-3  # of a covariance's largest entry, which it may differ from its transpose by
+Csi = Literal["perfect", "pilots", "predicted"]
+"""What a precoder was trained on: channels, estimates from pilots with their errors, or what the LAM of its
+own run predicts, with its errors.
+"""
+_ROUNDING = 1e-3  # of a covariance's largest entry, by which it may differ from a Hermitian one above zero
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,8 +20,9 @@ class Downlinks:
 
     h: complex64 [downlinks, num_users, num_bs_ant], row k user k's channel as known. noise_variance: float32
     [downlinks], of each user's receiver over the total power of 1. error_covariance: complex64 [downlinks,
-    num_users, num_bs_ant, num_bs_ant], of what is known of the channels; None where they are certain.
-    SpecError for what has no precoder.
+    num_users, num_ports, num_ports], of what is known of the channels; None where they are certain. Where
+    ports are fewer than antennas, errors are independent between groups of so many antennas and alike in
+    each, as between polarisations. SpecError for what has no precoder.
     """
 
     precoder: str
@@ -58,6 +61,11 @@ class Downlinks:
         num_errors = 0 if self.error_covariance is None else self.error_covariance.numel()
         return len(self) * num_coefficients(*self.h.shape[1:]) + num_errors
 
+    @property
+    def num_error_ports(self) -> int | None:
+        """Ports that errors are told of; None where channels are certain."""
+        return None if self.error_covariance is None else self.error_covariance.shape[-1]
+
     def parts(self, max_size: int) -> list["Downlinks"]:
         """The same downlinks as requests that are no larger, where one downlink is not."""
         step = max(1, max_size // (self.size // len(self)))
@@ -80,14 +88,17 @@ def num_coefficients(num_users: int, num_bs_ant: int) -> int:
 
 def _check_covariance(error_covariance: torch.Tensor, h: torch.Tensor) -> None:
     """SpecError where ``h`` can have no such errors; whether it is above zero, its Cholesky factor tells."""
-    shape = (*h.shape, h.shape[-1])
+    num_ports = error_covariance.shape[-1] if error_covariance.ndim else 0
+    divides = num_ports > 0 and h.shape[-1] % num_ports == 0
+    is_square = error_covariance.shape == (*h.shape[:2], num_ports, num_ports)
     require(
-        error_covariance.shape == shape and error_covariance.dtype == torch.complex64,
+        divides and is_square and error_covariance.dtype == torch.complex64,
         f"error_covariance is {tuple(error_covariance.shape)} {error_covariance.dtype}; expected complex64 "
-        f"{list(shape)}",
+        f"{[*h.shape, h.shape[-1]]}, or with the ports of one polarisation",
     )
     largest = error_covariance.abs().amax()
     skew = (error_covariance - error_covariance.mH).abs().amax()
     power = error_covariance.diagonal(dim1=-2, dim2=-1).real.amin()
-    sound = bool(largest.isfinite()) and bool(skew <= _HERMITIAN * largest) and bool(power >= 0)
+    off = _ROUNDING * largest
+    sound = bool(largest.isfinite()) and bool(skew <= off) and bool(power >= -off)
     require(sound, "error_covariance must be finite, Hermitian and without a negative variance")

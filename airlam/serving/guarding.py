@@ -107,6 +107,10 @@ class GuardedServices:
         """See ``Services.warm``."""
         self._services.warm()
 
+    def close(self) -> None:
+        """See ``Services.close``."""
+        self._services.close()
+
     def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
         """See ``Services.predict``."""
         places = [self._places(request) for request in requests]
@@ -140,7 +144,8 @@ def _part(request: Measurement, rows: torch.Tensor, *, untuned: bool = False) ->
     lam = untuned_name(request.lam) if untuned else request.lam
     if rows.all():
         return replace(request, lam=lam)
-    return Measurement(lam=lam, history=request.history[rows], noise_variance=request.noise_variance[rows])
+    history, noise_variance = request.history[rows], request.noise_variance[rows]
+    return replace(request, lam=lam, history=history, noise_variance=noise_variance)
 
 
 def _joined(parts: Mapping[int, torch.Tensor], place: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Channel predictors and precoders behind one server, as one graph of services.
 
-What a LAM predicts of some users' channels a precoder may take, so every way out of the LAMs' graph leads on
-to every precoder.
+What a LAM predicts of some users' channels a precoder that was trained on channels may take, so every way out
+of the LAMs' graph leads on to it. A precoder that was tuned with its predictor takes what this one says, and
+has its name; one that was trained on pilots takes no predictions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import torch
 from airlam.errors import SpecError
 from airlam.radio.channel import PredictionSetting
 from airlam.serving.downlinks import Csi, Downlinks
+from airlam.serving.lam_services import HEAD
 from airlam.serving.measurement import Measurement
 from airlam.serving.precoding import PRECODER, PrecoderServices, precoder_service
 from airlam.serving.service_graph import Service, ServiceGraph
@@ -20,16 +22,19 @@ from airlam.specs import require
 
 
 class JointServices:
-    """Implements ``PrecodingServices``. lams: None where precoders alone are served."""
+    """Implements ``PrecodingServices``. lams: None where precoders alone are served; those that foresee have
+    the names of precoders of ``csi`` "predicted".
+    """
 
     def __init__(self, lams: Services | None, precoders: PrecoderServices) -> None:
-        """SpecError where a LAM and a precoder have one name."""
+        """SpecError where a LAM and a precoder have one name and are not of one run."""
         self._lams, self._precoders = lams, precoders
         self.settings: Mapping[str, PredictionSetting] = {} if lams is None else lams.settings
-        both = ", ".join(sorted({*self.settings} & {*precoders.csi}))
+        apart = {name for name, csi in precoders.csi.items() if csi != "predicted"}
+        both = ", ".join(sorted({*self.settings} & apart))
         require(not both, f"a LAM and a precoder are both called {both}; rename a run, or serve one of them")
         found = ServiceGraph(services=(), edges=(), flows={}) if lams is None else lams.graph
-        self.graph = _with_precoders(found, tuple(precoders.csi))
+        self.graph = _with_precoders(found, precoders.csi)
 
     @property
     def csi(self) -> Mapping[str, Csi]:
@@ -42,6 +47,11 @@ class JointServices:
             self._lams.warm()
         self._precoders.warm()
 
+    def close(self) -> None:
+        """See ``Services.close``; precoders are in this process."""
+        if self._lams is not None:
+            self._lams.close()
+
     def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
         """See ``Services.predict``; SpecError where there are no LAMs."""
         if self._lams is None:
@@ -53,14 +63,15 @@ class JointServices:
         return self._precoders.precode(requests)
 
 
-def _with_precoders(graph: ServiceGraph, names: Sequence[str]) -> ServiceGraph:
-    """The graph with a service of its own for each precoder, behind all that gives channels."""
-    sources = {source for source, _ in graph.edges}
-    ends = [service.name for service in graph.services if service.name not in sources]
-    added = tuple(Service(name=precoder_service(name), module=PRECODER, tasks=(name,)) for name in names)
-    return replace(
-        graph,
-        services=(*graph.services, *added),
-        edges=(*graph.edges, *((end, service.name) for service in added for end in ends)),
-        flows={**graph.flows, **{name: {PRECODER: precoder_service(name)} for name in names}},
-    )
+def _with_precoders(graph: ServiceGraph, csi_of: Mapping[str, Csi]) -> ServiceGraph:
+    """The graph with a service of its own for each precoder, behind what gives it channels."""
+    given = {source for source, _ in graph.edges}
+    ends = tuple(service.name for service in graph.services if service.name not in given)
+    services, edges, flows = list(graph.services), list(graph.edges), dict(graph.flows)
+    for name, csi in csi_of.items():
+        own = precoder_service(name)
+        services.append(Service(name=own, module=PRECODER, tasks=(name,)))
+        sources = (graph.service_of(name, HEAD),) if csi == "predicted" else ends if csi == "perfect" else ()
+        edges += ((source, own) for source in sources)
+        flows[name] = {**graph.flows.get(name, {}), PRECODER: own}
+    return replace(graph, services=tuple(services), edges=tuple(edges), flows=flows)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -13,7 +13,8 @@ from airlam.model.base import Context, PredictionHead
 from airlam.model.lam import CHANNEL_PREDICTION, LAM
 from airlam.model.storage import fingerprint
 from airlam.radio.channel import PredictionSetting
-from airlam.serving.measurement import Measurement, slot_shape
+from airlam.serving.foresight import Foresight, ForesightHead
+from airlam.serving.measurement import Measurement, slot_shape, tells_errors
 from airlam.serving.service_graph import ServiceGraph, TaskModules, merge
 from airlam.serving.shared_backbone import SharedBackbone, frozen_parts
 from airlam.serving.shared_tokens import distinct, for_setting, tokens_identity
@@ -65,19 +66,24 @@ class LamServices:
     def warm(self) -> None:
         """Has each LAM predict something: first passes take longer than all later ones."""
         for measurement in first_measurements(self.settings):
-            self.predict([measurement])
+            foresees = isinstance(self._own[measurement.lam].head, ForesightHead)
+            self.predict([replace(measurement, with_errors=foresees)])
+
+    def close(self) -> None:
+        """See ``Services.close``: all is in this process."""
 
     def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
-        """The future that each request asks for: complex64 [links, num_horizon, num_user_ant, num_bs_ant,
-        num_target_subcarriers].
-        """
-        return answers_of(requests, self._futures)
+        """See ``Services.predict``."""
+        return answers_of(requests, self.settings, self._futures)
 
     @torch.inference_mode()
     def _futures(self, asked: Mapping[str, Sequence[Measurement]]) -> dict[str, torch.Tensor]:
         tokens = self.tokens(asked)
         hidden = self.hidden(tokens)
-        return {name: self.future(name, own, tokens[name].context) for name, own in hidden.items()}
+        return {
+            name: self.future(name, own, tokens[name].context, tells_errors(asked[name]))
+            for name, own in hidden.items()
+        }
 
     @torch.inference_mode()
     def tokens(self, asked: Mapping[str, Sequence[Measurement]]) -> dict[str, TokenBatch]:
@@ -109,11 +115,16 @@ class LamServices:
         return {name: own for names, group in self._groups for name, own in self._run(names, group, tokens)}
 
     @torch.inference_mode()
-    def future(self, lam: str, hidden: torch.Tensor, context: Context) -> torch.Tensor:
+    def future(
+        self, lam: str, hidden: torch.Tensor, context: Context, with_errors: bool = False
+    ) -> torch.Tensor:
         """What a LAM's head makes of ``hidden`` and its tokens' context: as ``predict`` of all its links."""
         head = self._own[lam].head
         with self._timed(self.graph.service_of(lam, HEAD), len(hidden)):
-            return head.channel(cast(nn.Module, head)(hidden, context), context)
+            output = cast(nn.Module, head)(hidden, context)
+            if with_errors:
+                return cast(ForesightHead, head).foresight(output, context)
+            return head.channel(output, context)
 
     def _run(
         self, names: Sequence[str], group: SharedBackbone, tokens: Mapping[str, TokenBatch]
@@ -167,16 +178,21 @@ def first_measurements(settings: Mapping[str, PredictionSetting]) -> list[Measur
 
 def answers_of(
     requests: Sequence[Measurement],
+    settings: Mapping[str, PredictionSetting],
     futures_of: Callable[[Mapping[str, Sequence[Measurement]]], Mapping[str, torch.Tensor]],
 ) -> list[torch.Tensor]:
-    """Each request's own links of what is predicted of each LAM's requests together."""
+    """Each request's own links of what is predicted of each LAM's requests together, as it asks for them."""
     by_lam: dict[str, list[int]] = {}
     for index, request in enumerate(requests):
         by_lam.setdefault(request.lam, []).append(index)
     futures = futures_of({name: [requests[i] for i in own] for name, own in by_lam.items()})
     answers: dict[int, torch.Tensor] = {}
     for name, own in by_lam.items():
-        answers |= zip(own, torch.split(futures[name], [len(requests[i]) for i in own]), strict=True)
+        found = torch.split(futures[name], [len(requests[i]) for i in own])
+        told = tells_errors(requests[i] for i in own)
+        for i, part in zip(own, found, strict=True):
+            is_more = told and not requests[i].with_errors
+            answers[i] = Foresight.unpacked(part, settings[name]).future if is_more else part
     return [answers[index] for index in range(len(requests))]
 
 

@@ -1,5 +1,6 @@
 """What a request asks of a LAM, and the shapes of what goes in."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,12 +13,14 @@ class Measurement:
     """What one request asks: the future of some links, by one LAM.
 
     history: complex64 [links, num_history, num_user_ant, num_bs_ant, num_history_subcarriers], noisy.
-    noise_variance: float32 [links].
+    noise_variance: float32 [links]. with_errors: whether the answer has to tell how far it may be wrong, as
+    ``Foresight.packed``; of LAMs that can.
     """
 
     lam: str
     history: torch.Tensor
     noise_variance: torch.Tensor
+    with_errors: bool = False
 
     def __len__(self) -> int:
         return len(self.history)
@@ -31,6 +34,11 @@ class Measurement:
     def size(self) -> int:
         """Links."""
         return len(self.history)
+
+
+def tells_errors(requests: Iterable[Measurement]) -> bool:
+    """Whether a LAM that has these requests has to tell its errors."""
+    return any(request.with_errors for request in requests)
 
 
 def history_of(setting: PredictionSetting) -> PredictionSetting:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from airlam.model.graph_precoder import GraphPrecoder
+from airlam.model.predictive_precoder import whole_array
 from airlam.serving.downlinks import Csi, Downlinks
 from airlam.specs import require
 
@@ -40,13 +41,13 @@ class PrecoderServices:
 
         SpecError where a request names none of the precoders.
         """
-        alike: dict[tuple[str, torch.Size, bool], list[int]] = {}
+        alike: dict[tuple[str, torch.Size, int | None], list[int]] = {}
         for index, request in enumerate(requests):
             known = ", ".join(self._precoders)
             require(
                 request.precoder in self._precoders, f"no precoder {request.precoder!r}; there are {known}"
             )
-            kind = request.precoder, request.h.shape[1:], request.error_covariance is None
+            kind = request.precoder, request.h.shape[1:], request.num_error_ports
             alike.setdefault(kind, []).append(index)
         answers: dict[int, torch.Tensor] = {}
         for (name, _, _), places in alike.items():
@@ -60,11 +61,18 @@ class PrecoderServices:
         h = torch.cat([request.h for request in requests])  # [downlinks, num_users, num_bs_ant]
         noise_variance = torch.cat([request.noise_variance for request in requests])  # [downlinks]
         errors = [request.error_covariance for request in requests if request.error_covariance is not None]
-        covariance = torch.cat(errors) if errors else None  # [downlinks, num_users, num_bs_ant, num_bs_ant]
+        covariance = _over_antennas(errors, h.shape[-1]) if errors else None
         with torch.inference_mode():
             w = self._precoders[name].precode(h, noise_variance, error_covariance=covariance)
         self._observe(precoder_service(name), len(h), time.perf_counter() - began)
         return w  # [downlinks, num_bs_ant, num_users]
+
+
+def _over_antennas(errors: list[torch.Tensor], num_bs_ant: int) -> torch.Tensor:
+    """Of some requests together: complex64 [downlinks, num_users, num_bs_ant, num_bs_ant]."""
+    ports = torch.cat(errors)  # [downlinks, num_users, num_ports, num_ports]
+    num_polarizations = num_bs_ant // ports.shape[-1]
+    return ports if num_polarizations == 1 else whole_array(ports, num_polarizations)
 
 
 def precoder_service(name: str) -> str:

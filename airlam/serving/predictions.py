@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
@@ -28,7 +28,17 @@ from airlam.serving.bodies import (
 )
 from airlam.serving.measurement import Measurement, history_of
 from airlam.serving.monitoring import NO_LAM, Metrics
-from airlam.serving.reading import deadline_s, discard, lam_names, read_body, slot_number, wanted_media
+from airlam.serving.reading import (
+    LAMS,
+    ReadingRoom,
+    deadline_s,
+    discard,
+    names_in,
+    read_body,
+    slot_number,
+    wanted_media,
+    wants_prediction,
+)
 from airlam.serving.services import PrecodingServices, Services
 from airlam.serving.sessions import Session, Sessions, SessionsFull, SlotRefused
 from airlam.specs import ServingSpec
@@ -41,7 +51,7 @@ _STATUS: dict[type[NotServed], int] = {
     Draining: 503,
     DeadlineMissed: 504,
 }
-_NO_SESSION = "no such session; it was closed or has expired, so open another one"
+NO_SESSION = "no such session; it was closed or has expired, so open another one"
 
 
 class Predictions:
@@ -49,6 +59,7 @@ class Predictions:
 
     def __init__(self, services: Services, spec: ServingSpec, metrics: Metrics) -> None:
         self.services, self.spec, self.metrics = services, spec, metrics
+        self.room = ReadingRoom(spec.max_reading_bytes)
         self.sessions = Sessions(max_sessions=spec.max_sessions, idle_s=spec.session_idle_s)
         self.batcher = Batcher[Measurement](
             lambda requests: self.services.predict(requests),
@@ -72,7 +83,10 @@ class Predictions:
         return await self.counted(request, lam, self._open_session(lam))
 
     async def add_slot(self, request: Request) -> Response:
-        """Takes one slot's measurement: 200 with the prediction, or 202 while the history is not whole."""
+        """Takes one slot's measurement: 200 with the prediction, or 202 where there is none.
+
+        There is none while the history is not whole, or where none is wanted.
+        """
         session = self.sessions.get(request.path_params["session"])
         lam = NO_LAM if session is None else session.lam
         return await self.counted(request, lam, self._add_slot(request, session))
@@ -81,7 +95,7 @@ class Predictions:
         """Forgets a session and its history."""
         if self.sessions.close(request.path_params["session"]):
             return Response(status_code=204)
-        return refusal(404, _NO_SESSION)
+        return refusal(404, NO_SESSION)
 
     async def _predict(self, request: Request, lam: str) -> Response:
         setting, max_links = self.setting(lam), self.spec.max_batch_links
@@ -91,7 +105,7 @@ class Predictions:
         return await self._answer(measurement, limit_s, wanted_media(request, media_type))
 
     async def _predict_all(self, request: Request) -> Response:
-        names = lam_names(request)
+        names = names_in(request, LAMS)
         settings = [self.setting(name) for name in names]
         if len({history_of(setting) for setting in settings}) > 1:
             raise BodyError(422, "these LAMs take histories of different kinds; ask them one by one")
@@ -112,12 +126,13 @@ class Predictions:
 
     async def _add_slot(self, request: Request, session: Session | None) -> Response:
         limit_s, number = deadline_s(request, self.spec.deadline_s), slot_number(request)
+        is_wanted = wants_prediction(request)
         if session is None:
-            raise BodyError(404, _NO_SESSION)
+            raise BodyError(404, NO_SESSION)
         setting = self.setting(session.lam)
         body, media_type = await self._body(request, setting, 1)
         session.append(*read_slot(body, media_type, setting), number)
-        if session.is_whole:
+        if session.is_whole and is_wanted:
             return await self._answer(session.measurement(), limit_s, wanted_media(request, media_type))
         return JSONResponse({"slots": session.num_slots, "needed": session.num_history}, 202)
 
@@ -129,7 +144,11 @@ class Predictions:
         self, request: Request, setting: PredictionSetting, max_links: int
     ) -> Awaitable[tuple[bytes, str]]:
         """Body and media type of a request of so many whole histories."""
-        return read_body(request, partial(max_body_bytes, setting, max_links), self.spec.read_timeout_s)
+        return self.read(request, partial(max_body_bytes, setting, max_links))
+
+    def read(self, request: Request, max_bytes: Callable[[str], int]) -> Awaitable[tuple[bytes, str]]:
+        """See ``read_body``."""
+        return read_body(request, max_bytes, self.spec.read_timeout_s, self.room)
 
     def setting(self, lam: str) -> PredictionSetting:
         """A LAM's setting; 404 where there is none of that name."""

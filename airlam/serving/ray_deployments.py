@@ -101,11 +101,6 @@ class Deployments:
         """How many a node gets."""
         return 1 if len(self.nodes) > 1 else _REPLICAS_ALONE
 
-    def keep_only(self, number: int) -> None:
-        """Takes all others away."""
-        for other in [other for other in self._standing if other != number]:
-            self.take_away(other)
-
     def take_away(self, number: int) -> None:
         """Has the replicas of this number end, once they have answered; waits for none of them."""
         fleet, names, _ = self._standing.pop(number)

@@ -2,7 +2,7 @@
 
 A message's flows are the LAMs that are asked, its modules the phases to run. Of LAM i it has tensors
 ``i.NAME``; its text says which of the measurements ``measured.k.*`` are LAM i's, so that one that several
-LAMs are asked of travels once and is made into tokens once.
+LAMs are asked of travels once and is made into tokens once, and which LAMs have to tell their errors.
 
 | phase | takes | gives |
 |---|---|---|
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from airlam.serving.measurement import Measurement
+from airlam.serving.measurement import Measurement, tells_errors
 from airlam.split.messages import Header, Message, Tensors
 from airlam.tokens.base import TokenBatch
 
@@ -27,6 +27,7 @@ CLASSICAL = "classical"
 """The one phase of what no LAM answers: Path-EB does, which needs no weights."""
 RUN, RAN, ERROR = "run", "ran", "error"
 _CONTEXT = "context."
+_ROWS, _TELLING = "rows", "telling"
 _TAKES = {TOKENS: (), HIDDEN: ("features", "mask"), FUTURE: (HIDDEN, _CONTEXT), CLASSICAL: ()}
 _GIVES = {
     TOKENS: ("features", "mask", _CONTEXT),
@@ -69,7 +70,9 @@ def request_of(asked: Mapping[str, Sequence[Measurement]], phases: Sequence[str]
                 rows[-1].append(place)
                 tensors[f"measured.{place}.history"] = request.history
                 tensors[f"measured.{place}.noise_variance"] = request.noise_variance
-    header = Header(operation=RUN, modules=tuple(phases), flows=tuple(asked), text=json.dumps(rows))
+    telling = [lam for lam, requests in asked.items() if tells_errors(requests)]
+    text = json.dumps({_ROWS: rows, _TELLING: telling})
+    header = Header(operation=RUN, modules=tuple(phases), flows=tuple(asked), text=text)
     return Message(header=header, tensors=tensors)
 
 
@@ -85,8 +88,14 @@ def asked_in(message: Message) -> dict[str, list[Measurement]]:
             )
             for place in places
         ]
-        for lam, places in zip(message.header.flows, json.loads(message.header.text), strict=True)
+        for lam, places in zip(message.header.flows, json.loads(message.header.text)[_ROWS], strict=True)
     }
+
+
+def telling_in(message: Message) -> list[str]:
+    """The LAMs that have to tell their errors."""
+    found: list[str] = json.loads(message.header.text)[_TELLING]
+    return found
 
 
 def answer_of(message: Message, state: State, text: str) -> Message:

@@ -27,6 +27,7 @@ from airlam.serving.ray_messages import (
     context_in,
     fields_of,
     state_in,
+    telling_in,
     tokens_in,
 )
 from airlam.serving.ray_recipes import LamsRecipe, lams_of
@@ -72,8 +73,9 @@ class Phases:
             for lam, hidden in self._services.hidden(given).items():
                 state[lam][HIDDEN] = hidden
         if FUTURE in phases:
+            telling = telling_in(message)
             for lam, own in state.items():
-                own[FUTURE] = self._services.future(lam, own[HIDDEN], context_in(own))
+                own[FUTURE] = self._services.future(lam, own[HIDDEN], context_in(own), lam in telling)
         return state
 
     def _path_eb(self, lam: str) -> PathEb:

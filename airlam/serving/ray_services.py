@@ -31,7 +31,7 @@ Hosts = tuple[tuple[str, ...], ...]
 class RemoteLams:
     """LAMs whose services run on the nodes of a fleet; implements ``Services``.
 
-    hosts: of each LAM. num_bytes: of all weights, each counted once.
+    hosts: of each LAM. num_bytes: of all weights, each counted once. on_close: has the fleet's processes end.
     """
 
     def __init__(
@@ -41,10 +41,12 @@ class RemoteLams:
         graph: ServiceGraph,
         settings: Mapping[str, PredictionSetting],
         num_bytes: int,
+        on_close: Callable[[], None],
         observe: Observe = lambda service, links, duration_s: None,
     ) -> None:
         self.graph, self.settings, self.num_bytes = graph, dict(settings), num_bytes
         self._fleet, self.hosts, self._observe = fleet, hosts, observe
+        self.close = on_close
 
     def warm(self) -> None:
         """See ``Services.warm``; replicas are warm before they are asked."""
@@ -52,7 +54,7 @@ class RemoteLams:
 
     def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
         """See ``Services.predict``."""
-        return answers_of(requests, self._futures)
+        return answers_of(requests, self.settings, self._futures)
 
     def path_eb(self, lam: str) -> "RemotePathEb":
         """Path-EB for a LAM's links."""
@@ -133,14 +135,10 @@ def guarded(lams: RemoteLams, guards: Mapping[str, LinkGuard], observe: Observe)
 
 
 class SharedOut:
-    """Services whose batches are shared out to ``width`` calls side by side; implements ``Services``.
+    """Services whose batches are shared out to ``width`` calls side by side; implements ``Services``."""
 
-    on_first: called before the first request, when those whose place these services take are idle.
-    """
-
-    def __init__(self, services: Services, width: int, on_first: Callable[[], None]) -> None:
+    def __init__(self, services: Services, width: int) -> None:
         self._services, self._width = services, width
-        self._on_first: Callable[[], None] | None = on_first
         self._pool = ThreadPoolExecutor(width, thread_name_prefix="airlam-share")
         self.settings, self.graph = services.settings, services.graph
 
@@ -148,11 +146,13 @@ class SharedOut:
         """See ``Services.warm``; not in the caller's thread, where an event loop may run."""
         self._pool.submit(self._services.warm).result()
 
+    def close(self) -> None:
+        """See ``Services.close``."""
+        self._pool.shutdown()
+        self._services.close()
+
     def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
         """See ``Services.predict``."""
-        if self._on_first is not None:
-            self._on_first()
-            self._on_first = None
         shares = shared_out(requests, self._width)
         if len(shares) == 1:
             return self._services.predict(requests)

@@ -23,15 +23,50 @@ SLOT = Query(
 )
 
 
+PREDICT = Query(
+    name="predict",
+    about="Whether a prediction is wanted once the history is whole.",
+    schema={"type": "boolean", "default": True},
+)
+_NAMES = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 LAMS = Query(
     name="lam",
     about="A LAM's name; several of LAMs that take one kind of history.",
-    schema={"type": "array", "items": {"type": "string"}, "minItems": 1},
+    schema=_NAMES,
+    required=True,
+)
+SESSIONS = Query(name="session", about="The session of each user.", schema=_NAMES, required=True)
+RECEIVER_NOISE = Query(
+    name="receiver_noise_variance",
+    about="Of the users' receivers, over a total power of 1.",
+    schema={"type": "number", "exclusiveMinimum": 0},
     required=True,
 )
 
 
-async def read_body(request: Request, max_bytes: Callable[[str], int], timeout_s: float) -> tuple[bytes, str]:
+class ReadingRoom:
+    """Bytes of all bodies that are being read, so that many slow senders do not fill the memory.
+
+    A body that is read alone has all the room it needs.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max, self._held = max_bytes, 0
+
+    def take(self, size: int, own: int) -> None:
+        """Room for ``size`` bytes more of a body that has ``own``; BodyError where others have it."""
+        if own < self._held and self._held + size > self._max:
+            raise BodyError(429, "too many bodies are being read; try again")
+        self._held += size
+
+    def leave(self, own: int) -> None:
+        """Gives back what a body has."""
+        self._held -= own
+
+
+async def read_body(
+    request: Request, max_bytes: Callable[[str], int], timeout_s: float, room: ReadingRoom
+) -> tuple[bytes, str]:
     """A request's body and media type, in time and of a size that can be wanted.
 
     max_bytes: what the largest body of a media type has.
@@ -45,7 +80,7 @@ async def read_body(request: Request, max_bytes: Callable[[str], int], timeout_s
         raise BodyError(413, f"the body has {declared[:20]} bytes; expected at most {most}")
     try:
         async with asyncio.timeout(timeout_s):
-            body = await _read(request, most)
+            body = await _read(request, most, room)
     except TimeoutError:
         raise BodyError(408, f"the body did not come within {timeout_s:g} s") from None
     except ClientDisconnect:
@@ -53,16 +88,20 @@ async def read_body(request: Request, max_bytes: Callable[[str], int], timeout_s
     return body, media_type
 
 
-async def _read(request: Request, most: int) -> bytes:
+async def _read(request: Request, most: int, room: ReadingRoom) -> bytes:
     """The body; BodyError as soon as it is longer than ``most`` bytes."""
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise BodyError(413, f"the body has more than {most} bytes, the most that can be wanted here")
-        if part:  # one part alone is then not copied
-            parts.append(part)
-    return b"".join(parts)
+    try:
+        async for part in request.stream():
+            if size + len(part) > most:
+                raise BodyError(413, f"the body has more than {most} bytes, the most that can be wanted here")
+            room.take(len(part), size)
+            size += len(part)
+            if part:  # one part alone is then not copied
+                parts.append(part)
+        return b"".join(parts)
+    finally:
+        room.leave(size)
 
 
 async def discard(request: Request) -> bool:
@@ -86,16 +125,38 @@ async def discard(request: Request) -> bool:
 
 def deadline_s(request: Request, most_s: float) -> float:
     """Seconds that the request gives itself, at most ``most_s``."""
-    given = request.query_params.get(DEADLINE.name)
+    milliseconds = _positive(request, DEADLINE)
+    return most_s if milliseconds is None else min(milliseconds / 1e3, most_s)
+
+
+def receiver_noise_variance(request: Request) -> float:
+    """Of the users' receivers."""
+    value = _positive(request, RECEIVER_NOISE)
+    if value is None:
+        raise BodyError(422, f"the query names no {RECEIVER_NOISE.name}; expected a positive number")
+    return value
+
+
+def _positive(request: Request, query: Query) -> float | None:
+    """A positive number of the query; None where there is none."""
+    given = request.query_params.get(query.name)
     if given is None:
-        return most_s
+        return None
     try:
-        milliseconds = float(given)
+        value = float(given)
     except ValueError:
-        milliseconds = math.nan
-    if not 0 < milliseconds < math.inf:
-        raise BodyError(422, f"deadline_ms is {given[:40]!r}; expected a positive number")
-    return min(milliseconds / 1e3, most_s)
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise BodyError(422, f"{query.name} is {given[:40]!r}; expected a positive number")
+    return value
+
+
+def wants_prediction(request: Request) -> bool:
+    """Whether a slot is to be answered by a prediction."""
+    given = request.query_params.get(PREDICT.name, "true")
+    if given not in ("true", "false"):
+        raise BodyError(422, f"predict is {given[:40]!r}; expected true or false")
+    return given == "true"
 
 
 def slot_number(request: Request) -> int | None:
@@ -108,11 +169,13 @@ def slot_number(request: Request) -> int | None:
     return int(given)
 
 
-def lam_names(request: Request) -> list[str]:
-    """The LAMs that are asked, each once."""
-    names = request.query_params.getlist(LAMS.name)
+def names_in(request: Request, query: Query) -> list[str]:
+    """What the query names, LAMs or sessions, each once."""
+    names = request.query_params.getlist(query.name)
     if not names or len(set(names)) < len(names):
-        raise BodyError(422, f"the query names {str(names)[:80]}; expected lam=NAME once for each LAM")
+        raise BodyError(
+            422, f"the query names {str(names)[:80]}; expected {query.name}=NAME once for each {query.name}"
+        )
     return names
 
 

@@ -1,7 +1,8 @@
 """LAMs exchanged while the server answers: what is under way ends with the old ones, nothing is refused.
 
 New services are loaded beside the old and warmed between two batches; the next batch is theirs. A batch runs
-on one set of services, so an answer is of the old LAM or of the new one. Both are in memory for a while.
+on one set of services, so an answer is of the old LAM or of the new one. Both are in memory for a while;
+those that lose their place, or never get it, are closed behind the batch under way.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import logging
 from collections.abc import Callable
 
 from airlam.errors import AirlamError, SpecError
+from airlam.serving.batching import NotServed
 from airlam.serving.predictions import Predictions
 from airlam.serving.services import PrecodingServices, Services
 
@@ -27,19 +29,28 @@ class Renewal:
     async def run(self) -> bool:
         """Whether the LAMs were exchanged; the log says why they were not, and the old ones go on."""
         async with self._turn:
+            found: Services | None = None
             try:
-                services = await asyncio.to_thread(self._load)
-                _check(self._serving.services, services)
-                await self._serving.batcher.between_batches(services.warm)
-            # OSError: no file; RuntimeError: torch's of tensors that do not fit
-            except (AirlamError, OSError, RuntimeError) as error:
+                found = await asyncio.to_thread(self._load)
+                _check(self._serving.services, found)
+                await self._serving.batcher.between_batches(found.warm)
+            # OSError: no file; RuntimeError: torch's of tensors that do not fit; NotServed: replicas are lost
+            except (AirlamError, OSError, RuntimeError, NotServed) as error:
                 _log.error("the LAMs stay as they are: %s", error)
                 self._serving.metrics.renewed(succeeded=False)
+                if found is not None:
+                    await self._retire(found)
                 return False
-            self._serving.services = services
-        self._serving.metrics.renewed(succeeded=True)
-        _log.info("the LAMs have been exchanged")
+            before, self._serving.services = self._serving.services, found
+            self._serving.metrics.renewed(succeeded=True)
+            _log.info("the LAMs have been exchanged")
+            await self._retire(before)
         return True
+
+    async def _retire(self, services: Services) -> None:
+        """Closes services once the batch under way, which may be theirs, is done."""
+        if not self._serving.batcher.draining:  # then all ends
+            await self._serving.batcher.between_batches(services.close)
 
 
 def _check(old: Services, new: Services) -> None:

@@ -28,9 +28,13 @@ class Services(Protocol):
         """Has each LAM predict something: first passes take longer than all later ones."""
         ...
 
+    def close(self) -> None:
+        """Ends what runs for them in other processes; nothing is asked of them any more."""
+        ...
+
     def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
         """The future that each request asks for: complex64 [links, num_horizon, num_user_ant, num_bs_ant,
-        num_target_subcarriers].
+        num_target_subcarriers], or ``Foresight.packed`` where its errors are asked for, too.
         """
         ...
 

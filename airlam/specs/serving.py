@@ -22,6 +22,7 @@ class ServingSpec:
     deadline_s: float = 5.0
     max_sessions: int = 1024
     session_idle_s: float = 60.0  # after which a user's history is forgotten
+    max_reading_bytes: int = 2**28  # of all bodies that are being read; beyond others are refused with 429
     read_timeout_s: float = 10.0  # for a request's header, and again for its body
     max_connections: int = 512
     drain_s: float = 30.0  # for requests under way when the server is asked to end
@@ -38,6 +39,7 @@ class ServingSpec:
             "deadline_s",
             "max_sessions",
             "session_idle_s",
+            "max_reading_bytes",
             "read_timeout_s",
             "max_connections",
             "drain_s",
