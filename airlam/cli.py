@@ -1,7 +1,9 @@
 """Command line: parses, calls one function, prints its report. Heavy libraries load inside the commands."""
 
+import io
 import json
 import math
+import os
 import shlex
 import sys
 import warnings
@@ -32,7 +34,32 @@ def main() -> None:
     """Entry point of the ``airlam`` command; leaves with the status."""
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
+        _keep_stdout()
         sys.exit(_status())
+
+
+def _keep_stdout() -> None:
+    """Keeps standard output for what Python prints; what libraries in C print there goes to standard error.
+
+    HiGHS has a line that no option of it silences and that would spoil JSON. For the rest of the process: C
+    empties its buffer at the very end.
+    """
+    own = sys.stdout
+    if not isinstance(own, io.TextIOWrapper) or sys.stderr is None or not _is_descriptor_1(own):
+        return
+    own.flush()
+    buffering = 1 if own.line_buffering or own.write_through else -1
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = open(kept, "w", buffering, own.encoding, own.errors, closefd=False)
+
+
+def _is_descriptor_1(stream: TextIO) -> bool:
+    """Not so where whoever called ``main`` captures what it prints."""
+    try:
+        return stream.fileno() == 1
+    except io.UnsupportedOperation:  # it is no file
+        return False
 
 
 def _status() -> int:
@@ -388,7 +415,7 @@ def place_services(
         num_devices=devices,
     )
     result = place_runs(request)
-    print(json.dumps(result.values(), indent=2) if as_json else result.text())
+    print(json.dumps(result.values(), indent=2, allow_nan=False) if as_json else result.text())
 
 
 @app.command()
@@ -437,7 +464,7 @@ def plan(
         max_energy_j=max_energy,
     )
     result = plan_network(request_of(network, run, **options))
-    print(json.dumps(result.values(), indent=2) if as_json else result.text())
+    print(json.dumps(result.values(), indent=2, allow_nan=False) if as_json else result.text())
 
 
 @app.command()

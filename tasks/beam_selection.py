@@ -13,7 +13,7 @@ import torch
 from einops import rearrange, repeat
 
 from airlam.datasets.store import ChannelDataset
-from airlam.model.beam_selection import BeamLAM, build_beam_lam
+from airlam.model.beam_selection import BeamHead, BeamLAM, build_beam_lam
 from airlam.model.storage import assign_tensors, trainable_tensors
 from airlam.radio.beam_fitted import Fingerprint, KalmanBeam, PositionMap
 from airlam.radio.beam_regression import PowerStack
@@ -204,7 +204,10 @@ def tune_beams(
     """
     tokenizer = beam_tokenizer(training)
     lam = build_beam_lam(
-        model, tokenizer, num_ahead=training.num_ahead, weights=stack.weights, seed=spec.seed
+        model,
+        tokenizer,
+        lambda width: BeamHead(width=width, num_ahead=training.num_ahead, weights=stack.weights),
+        seed=spec.seed,
     )
     num_passes = len(training.sequence.unique())  # type: ignore[no-untyped-call]
     held_out = split_by_pass(training.sequence, min(NUM_VALIDATION_PARTS, num_passes), spec.seed)[0]

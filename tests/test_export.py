@@ -3,6 +3,7 @@
 import copy
 import functools
 import itertools
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from airlam.errors import DataError, SpecError
+from airlam.export import report
 from airlam.export.device import DeviceSide, Links
 from airlam.export.manifest import FORMATS, read_manifest
 from airlam.export.node import ExportedPart, exported_node
@@ -261,6 +263,16 @@ def test_what_a_signature_cannot_take_is_refused(exported) -> None:  # type: ign
         exported_node("device", other, folder, lambda p: torch.optim.SGD(p, lr=1.0))
 
 
+def test_files_for_inference_need_no_other_weights(exported, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / "device"
+    shutil.copytree(exported("onnx", "patch"), folder)
+    (folder / "weights.safetensors").unlink()
+    features, mask = np.zeros((2, 24, 9), np.float32), np.ones((2, 24), bool)
+    DeviceModules(folder).run("embed", {"features": features, "mask": mask})
+    with pytest.raises(DataError, match="cannot read weights"):
+        DeviceModules(folder, "training")
+
+
 def test_a_damaged_file_is_refused(exported, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     folder = tmp_path / "copy"
     folder.mkdir()
@@ -299,3 +311,46 @@ def test_the_report_holds_sizes_errors_and_times(exported, monkeypatch: pytest.M
     ]
     assert report.file_bytes["inference_embed.onnx"] == (folder / "inference_embed.onnx").stat().st_size
     assert "posterior" in report.sentences[-1] and all(each.exported_ms > 0 for each in report.signatures)
+
+
+def test_torchs_functions_are_made_once_for_each_mode(exported, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    made, signatures = list[str](), DeviceSide.signatures
+    monkeypatch.setattr(report, "NUM_CALLS", 1)
+    monkeypatch.setattr(
+        DeviceSide, "signatures", lambda side, mode, some: made.append(mode) or signatures(side, mode, some)
+    )
+    found = measure_export(DeviceSide(built("patch")), links(), exported("onnx", "patch"))
+    assert made == ["inference", "training"] and len(found.signatures) > 4
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_an_export_that_gives_no_numbers_is_refused(
+    exported,  # type: ignore[no-untyped-def]
+    monkeypatch: pytest.MonkeyPatch,
+    broken: float,
+) -> None:
+    run = DeviceModules.run
+
+    def spoilt(device: DeviceModules, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A single number of the last output."""
+        found = run(device, name, inputs)
+        if name == "head_step":
+            list(found.values())[-1].flat[0] = broken
+        return found
+
+    monkeypatch.setattr(report, "NUM_CALLS", 1)
+    monkeypatch.setattr(DeviceModules, "run", spoilt)
+    with pytest.raises(DataError, match=r"head_step in .* gives NaN or infinity"):
+        measure_export(DeviceSide(built("patch")), links(), exported("onnx", "patch"))
+
+
+def test_the_largest_error_of_a_report_is_nan_where_any_is() -> None:
+    errors = (0.0, float("nan"), 1.0)
+    rows = tuple(
+        report.SignatureReport(
+            name="x", mode="inference", batch_size=1, max_error=error, exported_ms=1.0, torch_ms=1.0
+        )
+        for error in errors
+    )
+    whole = report.ExportReport(format="onnx", modules=(), left_to_torch="", file_bytes={}, signatures=rows)
+    assert np.isnan(whole.max_error)

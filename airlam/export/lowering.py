@@ -14,7 +14,7 @@ from airlam.errors import SpecError
 from airlam.export import arithmetic, shapes
 from airlam.export.operations import Operations, Tensor
 from airlam.export.trace import Traced
-from airlam.export.values import Value, Writer, dtype_of, leaves
+from airlam.export.values import Value, Writer, dtype_of
 
 _RULES = shapes.RULES | arithmetic.RULES
 
@@ -48,7 +48,7 @@ def _result(writer: Writer[Tensor], node: Node, known: dict[Node, Any]) -> Any:
     target: Any = node.target
     if target is operator.getitem:
         return arguments[0][arguments[1]]
-    if not any(isinstance(each, Value) for each in leaves([arguments, list(options.values())])):
+    if not any(isinstance(known[each], Value) for each in node.all_input_nodes):
         return target(*arguments, **options)
     found = _RULES.get(target.overloadpacket)
     if found is None:

@@ -28,8 +28,9 @@ _TARGET = CONTEXT + "target"
 def exported_node(name: str, lam: LAM, folder: Path, make_optimiser: MakeOptimiser) -> SplitNode:
     """A node whose modules are the exported ones in a folder, for the transport of a session.
 
-    lam: the LAM that was exported; its weights are where training starts. Dropout is left out. DataError
-    where the folder holds another LAM's modules.
+    lam: the LAM that was exported; its weights are where training starts. Dropout is left out. A library
+    call, for a device's own program: no command makes one. DataError where the folder holds another LAM's
+    modules.
     """
     part = ExportedPart(lam, DeviceModules(folder, "training"))
     return SplitNode(name, part, nmse_loss if part.posterior else _exported_loss, make_optimiser)

@@ -1,5 +1,6 @@
 """How large the exported files are, how close to torch, and how fast, on the same samples."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from airlam.errors import DataError
 from airlam.export.device import DeviceSide, Links, Signature
 from airlam.export.manifest import WEIGHT, Manifest, Mode, SignatureEntry
 from airlam.export.runtime import DeviceModules
@@ -48,8 +50,8 @@ class ExportReport:
 
     @property
     def max_error(self) -> float:
-        """Of all signatures."""
-        return max(each.max_error for each in self.signatures)
+        """Of all signatures; NaN where one gives it."""
+        return float(np.max([each.max_error for each in self.signatures]))
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -74,7 +76,10 @@ class ExportReport:
 
 
 def measure_export(side: DeviceSide, links: Links, folder: Path) -> ExportReport:
-    """Runs every signature of a folder and torch's function beside it on the first of these links."""
+    """Runs every signature of a folder and torch's function beside it on the first of these links.
+
+    DataError where one gives NaN or infinity.
+    """
     found: list[SignatureReport] = []
     manifest: Manifest | None = None
     threads = torch.get_num_threads()
@@ -83,13 +88,15 @@ def measure_export(side: DeviceSide, links: Links, folder: Path) -> ExportReport
         for mode in MODES:
             device = DeviceModules(folder, mode)
             manifest = device.manifest
-            for entry in (each for each in manifest.signatures if each.mode == mode):
-                signatures = side.signatures(mode, links.first(entry.batch_size))
-                signature = next(each for each in signatures if each.name == entry.name)
-                found.append(_compared(device, entry, signature))
+            found += _of_mode(side, links, device)
     finally:
         torch.set_num_threads(threads)
     assert manifest is not None
+    broken = ", ".join(each.name for each in found if not math.isfinite(each.max_error))
+    if broken:
+        raise DataError(
+            f"{broken} in {folder} or in torch gives NaN or infinity; export a LAM that gives numbers"
+        )
     return ExportReport(
         format=manifest.format,
         modules=manifest.modules,
@@ -97,6 +104,16 @@ def measure_export(side: DeviceSide, links: Links, folder: Path) -> ExportReport
         file_bytes={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
         signatures=tuple(found),
     )
+
+
+def _of_mode(side: DeviceSide, links: Links, device: DeviceModules) -> list[SignatureReport]:
+    """Every signature of a mode; torch's functions are made once for each batch size."""
+    entries = [each for each in device.manifest.signatures if each.mode == device.mode]
+    made = {
+        size: {each.name: each for each in side.signatures(device.mode, links.first(size))}
+        for size in {each.batch_size for each in entries}
+    }
+    return [_compared(device, entry, made[entry.batch_size][entry.name]) for entry in entries]
 
 
 def _compared(device: DeviceModules, entry: SignatureEntry, signature: Signature) -> SignatureReport:
@@ -112,7 +129,7 @@ def _compared(device: DeviceModules, entry: SignatureEntry, signature: Signature
         name=entry.name,
         mode=entry.mode,
         batch_size=entry.batch_size,
-        max_error=max(errors),
+        max_error=float(np.max(errors)),
         exported_ms=_median_ms(lambda: device.run(entry.name, arrays)),
         torch_ms=torch_ms,
     )
@@ -122,7 +139,8 @@ def _relative_error(got: Any, wanted: Any) -> float:
     if wanted.dtype == np.bool_:
         return float((got != wanted).any())
     largest = float(np.abs(wanted).max(initial=0.0))
-    return float(np.abs(got - wanted).max(initial=0.0)) / largest if largest else float(np.abs(got).max())
+    error = float(np.abs(got - wanted).max(initial=0.0))
+    return error / largest if largest else error
 
 
 def _median_ms(call: Callable[[], object]) -> float:

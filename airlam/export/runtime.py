@@ -35,13 +35,13 @@ Calls = dict[str, Call]
 class DeviceModules:
     """The modules in a folder that ``airlam export`` wrote.
 
-    weights: those that train, by the LAM's names; change them, and the next call takes the new ones. Files
-    for inference have them built in.
+    weights: those that train, by the LAM's names, where the mode is training; change them, and the next call
+    takes the new ones. Files for inference have them built in.
     """
 
     def __init__(self, folder: Path, mode: Mode = "inference", *, num_threads: int = 1) -> None:
         self.manifest, self.mode = read_manifest(folder), mode
-        self.weights = _weights(folder / WEIGHTS_FILE)
+        self.weights = _weights(folder / WEIGHTS_FILE) if mode == "training" else {}
         calls = _litert_calls if self.manifest.format == "litert" else _onnx_calls
         entries = [entry for entry in self.manifest.signatures if entry.mode == mode]
         self._calls = calls(functools.partial(self.manifest.read, folder), entries, num_threads)

@@ -126,10 +126,3 @@ def common_dtype(*arguments: Any) -> Dtype:
     strong = [x.dtype for x in arguments if isinstance(x, Value)]
     strong += [dtype_of(x) for x in arguments if isinstance(x, torch.Tensor) and x.ndim]
     return np.result_type(*strong)
-
-
-def leaves(values: Any) -> list[Any]:
-    """All that is in nested lists and tuples."""
-    if isinstance(values, list | tuple):
-        return [leaf for value in values for leaf in leaves(value)]
-    return [values]

@@ -5,7 +5,7 @@ token and weighs what several classical regressions expect, so that untuned it c
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from einops import einsum, rearrange, repeat
@@ -70,11 +70,11 @@ class BeamLAM(nn.Module):
 
 
 def build_beam_lam(
-    spec: ModelSpec, tokenizer: SensorTokenizer, *, num_ahead: int, weights: torch.Tensor, seed: int
+    spec: ModelSpec, tokenizer: SensorTokenizer, head: Callable[[int], BeamHead], *, seed: int
 ) -> BeamLAM:
     """An untuned LAM, what is random in it drawn from ``seed``; the backbone is tuned as ``spec`` says.
 
-    weights: float [experts], of the stack that the LAM starts from.
+    head: makes the head, given the backbone's width.
     """
     from airlam.model.lora import prepare_tuning
 
@@ -82,5 +82,4 @@ def build_beam_lam(
     with seeded(seed + 1):
         backbone = Backbone(prepare_tuning(model, spec), ordered=False)
         embedding = SensorEmbedding(tokenizer, backbone.width)
-        head = BeamHead(width=backbone.width, num_ahead=num_ahead, weights=weights)
-    return BeamLAM(embedding, backbone, head)
+        return BeamLAM(embedding, backbone, head(backbone.width))

@@ -18,14 +18,7 @@ from airlam.files import whole_folder
 from airlam.model.backbone import build_backbone, seeded, tensors_around
 from airlam.model.base import Context, PredictionHead
 from airlam.model.chain import Backbone
-from airlam.model.storage import (
-    assign_tensors,
-    check_tensors,
-    fingerprint,
-    read_metadata,
-    read_tensors,
-    write_tensors,
-)
+from airlam.model.storage import assign_tensors, load_tuned, save_tuned
 from airlam.specs import ModelSpec, read_spec, spec_to_toml
 from airlam.tokens.base import CsiTokenizer, TokenBatch
 
@@ -33,9 +26,6 @@ CHANNEL_PREDICTION = "channel_prediction"
 State = dict[str, torch.Tensor]
 _CONTEXT = "context."
 _SPEC_FILE = "model.toml"
-_WEIGHTS_FILE = "weights.safetensors"
-_ADAPTER_FOLDER = "adapter"
-_FROZEN = "frozen_sha256"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,49 +139,18 @@ class LAM(nn.Module):
         """Writes the LAM's spec and tuned weights; appears whole or not at all."""
         with whole_folder(folder) as temporary:
             (temporary / _SPEC_FILE).write_text(spec_to_toml(self.spec))
-            notes = {_FROZEN: fingerprint(self._frozen_tensors())}
-            write_tensors(temporary / _WEIGHTS_FILE, self._own_tensors(), notes)
-            if self.spec.tuning == "lora":
-                from airlam.model.lora import save_adapter
-
-                save_adapter(self.backbone.model, temporary / _ADAPTER_FOLDER)
+            save_tuned(self, self.spec, temporary)
 
     def load(self, folder: Path) -> None:
         """Takes tuned weights from a folder that ``save`` wrote; DataError where they are another model's."""
         saved = read_model_spec(folder)
         if saved != self.spec:
             raise DataError(f"{folder} holds a LAM of another spec: {saved}; this one is {self.spec}")
-        path = folder / _WEIGHTS_FILE
-        given = read_tensors(path)
-        check_tensors(self._own_tensors(), given, str(path))
-        if read_metadata(path).get(_FROZEN) != fingerprint(self._frozen_tensors()):
-            raise DataError(
-                f"{folder} was tuned on other weights of {self.spec.backbone!r} than the ones loaded here; "
-                "take the weights that it was tuned on"
-            )
-        if self.spec.tuning == "lora":
-            from airlam.model.lora import load_adapter
-
-            load_adapter(self.backbone.model, folder / _ADAPTER_FOLDER)
-        assign_tensors(self._own_tensors(), given, str(path))
+        load_tuned(self, self.spec, folder)
 
     def tensors_around(self) -> State:
         """Embedding and heads: all but the backbone."""
         return {name: t for name, t in self.state_dict().items() if not name.startswith("backbone.")}
-
-    def _own_tensors(self) -> State:
-        """What ``weights.safetensors`` holds.
-
-        All but the backbone where pretrained weights stayed frozen; a random one is kept too, since another
-        machine need not draw it to the same bits.
-        """
-        whole = self.spec.tuning == "full" or self.spec.is_drawn
-        return self.state_dict() if whole else self.tensors_around()
-
-    def _frozen_tensors(self) -> State:
-        """Weights that a folder does not hold and must find again."""
-        own = self._own_tensors()
-        return {name: p for name, p in self.named_parameters() if name not in own and not p.requires_grad}
 
 
 def read_model_spec(folder: Path) -> ModelSpec:

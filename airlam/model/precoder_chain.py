@@ -18,25 +18,14 @@ from airlam.model.base import Context
 from airlam.model.chain import Backbone
 from airlam.model.graph_precoder import GraphPrecoder, Shares, build_precoder, gram_of
 from airlam.model.lam import LAM
-from airlam.model.storage import (
-    assign_tensors,
-    check_tensors,
-    fingerprint,
-    read_metadata,
-    read_tensors,
-    write_tensors,
-)
+from airlam.model.storage import load_tuned, save_tuned
 from airlam.specs import ModelSpec, PrecoderSpec, read_spec, spec_to_toml
 from airlam.tokens.base import CsiTokenizer, TokenBatch
 
 BEAMFORMING = "beamforming"
 GRAM = "gram"  # in the context
 _SPEC_FILE = "precoder.toml"
-_WEIGHTS_FILE = "weights.safetensors"
-_ADAPTER_FOLDER = "adapter"
-_FROZEN = "frozen_sha256"
 _STAGE = "stage."
-State = dict[str, torch.Tensor]
 
 
 class GramTokenizer:
@@ -142,55 +131,31 @@ class PrecoderLam(LAM):
         """As ``save_precoder``."""
         save_precoder(self.precoder, folder)
 
+    def load(self, folder: Path) -> None:
+        """Takes the weights that ``save`` wrote; DataError where they are another precoder's."""
+        saved = _read_precoder_spec(folder)
+        if saved != self.precoder.spec:
+            raise DataError(
+                f"{folder} holds a precoder of another spec: {saved}; this one is {self.precoder.spec}"
+            )
+        load_tuned(self.precoder, saved.backbone, folder)
+
 
 def save_precoder(precoder: GraphPrecoder, folder: Path) -> None:
     """Writes spec and weights, LoRA in peft's format; the folder appears whole or not at all."""
     with whole_folder(folder) as temporary:
         (temporary / _SPEC_FILE).write_text(spec_to_toml(precoder.spec))
-        notes = {_FROZEN: fingerprint(_frozen_tensors(precoder))}
-        write_tensors(temporary / _WEIGHTS_FILE, _own_tensors(precoder), notes)
-        if _has_adapter(precoder):
-            from airlam.model.lora import save_adapter
-
-            assert precoder.backbone is not None
-            save_adapter(precoder.backbone.model, temporary / _ADAPTER_FOLDER)
+        save_tuned(precoder, precoder.spec.backbone, temporary)
 
 
 def load_precoder(folder: Path) -> GraphPrecoder:
     """The precoder that ``save_precoder`` wrote, ready for use; DataError where the folder has none."""
-    if not (folder / _SPEC_FILE).is_file():
-        raise DataError(f"{folder} holds no {_SPEC_FILE}; expected a folder that a run of beamforming wrote")
-    precoder = build_precoder(read_spec(PrecoderSpec, folder / _SPEC_FILE))
-    path = folder / _WEIGHTS_FILE
-    given = read_tensors(path)
-    check_tensors(_own_tensors(precoder), given, str(path))
-    if read_metadata(path).get(_FROZEN) != fingerprint(_frozen_tensors(precoder)):
-        raise DataError(
-            f"{folder} was tuned on other weights of its backbone than the ones loaded here; "
-            "take the weights that it was tuned on"
-        )
-    if _has_adapter(precoder):
-        from airlam.model.lora import load_adapter
-
-        assert precoder.backbone is not None
-        load_adapter(precoder.backbone.model, folder / _ADAPTER_FOLDER)
-    assign_tensors(_own_tensors(precoder), given, str(path))
+    precoder = build_precoder(_read_precoder_spec(folder))
+    load_tuned(precoder, precoder.spec.backbone, folder)
     return precoder.eval()
 
 
-def _has_adapter(precoder: GraphPrecoder) -> bool:
-    return precoder.spec.backbone is not None and precoder.spec.backbone.tuning == "lora"
-
-
-def _own_tensors(precoder: GraphPrecoder) -> State:
-    """What is kept here: all but a backbone whose pretrained weights stayed frozen."""
-    backbone = precoder.spec.backbone
-    whole = backbone is None or backbone.tuning == "full" or backbone.is_drawn
-    state: State = precoder.state_dict()
-    return state if whole else {n: t for n, t in state.items() if not n.startswith("backbone.")}
-
-
-def _frozen_tensors(precoder: GraphPrecoder) -> State:
-    """Weights that must be found again."""
-    own = _own_tensors(precoder)
-    return {n: p for n, p in precoder.named_parameters() if n not in own and not p.requires_grad}
+def _read_precoder_spec(folder: Path) -> PrecoderSpec:
+    if not (folder / _SPEC_FILE).is_file():
+        raise DataError(f"{folder} holds no {_SPEC_FILE}; expected a folder that a run of beamforming wrote")
+    return read_spec(PrecoderSpec, folder / _SPEC_FILE)

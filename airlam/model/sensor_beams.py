@@ -4,10 +4,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from airlam.model.backbone import build_backbone, seeded
-from airlam.model.beam_selection import BeamHead, BeamLAM
-from airlam.model.chain import Backbone
-from airlam.model.sensor_embedding import SensorEmbedding
+from airlam.model.beam_selection import BeamHead, BeamLAM, build_beam_lam
 from airlam.specs import ModelSpec
 from airlam.tokens.sensors import SensorTokenizer
 
@@ -43,11 +40,9 @@ def build_sensor_beam_lam(
     seed: int,
 ) -> BeamLAM:
     """An untuned LAM for the tokeniser's modalities; see ``build_beam_lam``."""
-    from airlam.model.lora import prepare_tuning
-
-    model = build_backbone(spec, seed=seed)
-    with seeded(seed + 1):
-        backbone = Backbone(prepare_tuning(model, spec), ordered=False)
-        embedding = SensorEmbedding(tokenizer, backbone.width)
-        head = SensorBeamHead(width=backbone.width, num_ahead=num_ahead, num_beams=num_beams, weights=weights)
-    return BeamLAM(embedding, backbone, head)
+    return build_beam_lam(
+        spec,
+        tokenizer,
+        lambda width: SensorBeamHead(width=width, num_ahead=num_ahead, num_beams=num_beams, weights=weights),
+        seed=seed,
+    )

@@ -2,7 +2,7 @@
 
 A LAM's folder holds ``model.toml`` (its spec), ``weights.safetensors`` (embedding and heads, and the backbone
 where it was tuned as a whole or drawn at random) and, for LoRA, ``adapter/`` in peft's own format. Pretrained
-weights that stayed frozen are known by their SHA-256.
+weights that stayed frozen are known by their SHA-256. A graph precoder's has ``precoder.toml`` instead.
 """
 
 import hashlib
@@ -16,9 +16,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from airlam.errors import DataError
+from airlam.specs import ModelSpec
+
+_WEIGHTS_FILE = "weights.safetensors"
+_ADAPTER_FOLDER = "adapter"
+_FROZEN = "frozen_sha256"
+_BACKBONE = "backbone."
+_MODEL = "backbone.model"  # of Hugging Face, which adapters are in
+State = dict[str, torch.Tensor]
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path) -> State:
     """All tensors of a safetensors file; DataError where it is missing, foreign or cut short."""
     try:
         return load_file(path)
@@ -84,10 +92,58 @@ def assign_tensors(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Te
             own[name].copy_(value)
 
 
-def trainable_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+def trainable_tensors(module: nn.Module) -> State:
     """What training changes: parameters with gradients, and persistent buffers (running statistics)."""
     parameters = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
     state = module.state_dict()
     frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
     buffers = {name: value for name, value in state.items() if name not in parameters and name not in frozen}
     return parameters | buffers
+
+
+def save_tuned(module: nn.Module, backbone: ModelSpec | None, folder: Path) -> None:
+    """Writes all of a module that ``load_tuned`` does not find elsewhere.
+
+    backbone: the spec of ``module.backbone``; None where it has none.
+    """
+    notes = {_FROZEN: fingerprint(_frozen_tensors(module, backbone))}
+    write_tensors(folder / _WEIGHTS_FILE, _own_tensors(module, backbone), notes)
+    if backbone is not None and backbone.tuning == "lora":
+        from airlam.model.lora import save_adapter
+
+        save_adapter(module.get_submodule(_MODEL), folder / _ADAPTER_FOLDER)
+
+
+def load_tuned(module: nn.Module, backbone: ModelSpec | None, folder: Path) -> None:
+    """Takes what ``save_tuned`` wrote of a module of the same spec; DataError where it is another's."""
+    path = folder / _WEIGHTS_FILE
+    own, given = _own_tensors(module, backbone), read_tensors(path)
+    check_tensors(own, given, str(path))
+    if read_metadata(path).get(_FROZEN) != fingerprint(_frozen_tensors(module, backbone)):
+        named = "its backbone" if backbone is None else repr(backbone.backbone)
+        raise DataError(
+            f"{folder} was tuned on other weights of {named} than the ones loaded here; "
+            "take the weights that it was tuned on"
+        )
+    if backbone is not None and backbone.tuning == "lora":
+        from airlam.model.lora import load_adapter
+
+        load_adapter(module.get_submodule(_MODEL), folder / _ADAPTER_FOLDER)
+    assign_tensors(own, given, str(path))
+
+
+def _own_tensors(module: nn.Module, backbone: ModelSpec | None) -> State:
+    """What ``weights.safetensors`` holds.
+
+    All but the backbone where pretrained weights stayed frozen; a random one is kept too, since another
+    machine need not draw it to the same bits.
+    """
+    whole = backbone is None or backbone.tuning == "full" or backbone.is_drawn
+    state: State = module.state_dict()
+    return state if whole else {name: t for name, t in state.items() if not name.startswith(_BACKBONE)}
+
+
+def _frozen_tensors(module: nn.Module, backbone: ModelSpec | None) -> State:
+    """Weights that a folder does not hold and must find again."""
+    own = _own_tensors(module, backbone)
+    return {name: p for name, p in module.named_parameters() if name not in own and not p.requires_grad}

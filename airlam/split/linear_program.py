@@ -1,11 +1,6 @@
 """Columns and rows of a mixed-integer linear program as they are added, and HiGHS on them."""
 
-import contextlib
-import ctypes
-import os
-import sys
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +9,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 Term = tuple[int, float]  # a variable and its coefficient
-_STDOUT = threading.Lock()
+INFEASIBLE = 2  # the status that ``milp`` gives where no point is within the limits
 
 
 @dataclass(slots=True)
@@ -51,34 +46,16 @@ class LinearProgram:
         return matrix
 
     def solve(self, *, relaxed: bool = False, time_limit_s: float = 60.0, gap: float = 1e-9) -> Any:
-        """What scipy's ``milp`` returns; ``relaxed`` drops integrality. gap: relative, at which it stops."""
-        rows = LinearConstraint(self.matrix(), self.row_lower, self.row_upper)
-        with _quiet_stdout():
-            return milp(
-                self.cost,
-                integrality=None if relaxed else self.integer,
-                bounds=Bounds(0.0, self.upper),
-                constraints=rows,
-                # without presolve: with it HiGHS has called infeasible points optimal (scipy issue 24141);
-                # these programs take as long either way
-                options={"time_limit": time_limit_s, "mip_rel_gap": gap, "presolve": False},
-            )
+        """What scipy's ``milp`` returns; ``relaxed`` drops integrality. gap: relative, at which it stops.
 
-
-@contextlib.contextmanager
-def _quiet_stdout() -> Iterator[None]:
-    """Keeps from standard output what HiGHS prints there unasked, which would spoil JSON of ours."""
-    if sys.stdout is None:  # there is none, so nothing to keep clean
-        yield
-        return
-    with _STDOUT:
-        sys.stdout.flush()
-        kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-        try:
-            os.dup2(nowhere, 1)
-            yield
-        finally:
-            ctypes.CDLL(None).fflush(None)  # what C still holds goes there too
-            os.dup2(kept, 1)
-            os.close(kept)
-            os.close(nowhere)
+        HiGHS has a line that it prints to the process's standard output whatever its options say.
+        """
+        return milp(
+            self.cost,
+            integrality=None if relaxed else self.integer,
+            bounds=Bounds(0.0, self.upper),
+            constraints=LinearConstraint(self.matrix(), self.row_lower, self.row_upper),
+            # without presolve: with it HiGHS has called infeasible points optimal (scipy issue 24141);
+            # these programs take as long either way
+            options={"time_limit": time_limit_s, "mip_rel_gap": gap, "presolve": False},
+        )
