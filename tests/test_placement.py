@@ -2,23 +2,31 @@
 
 import dataclasses
 import itertools
+import json
 import math
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from scipy.optimize import OptimizeResult
 
 from airlam.errors import SpecError
+from airlam.split import linear_program
+from airlam.split.cost import cost
 from airlam.split.fleet import OWN_DEVICE
 from airlam.split.graph import Edge, Module, ModuleGraph
 from airlam.split.network import EdgeNetwork, Node, RadioCell, RadioLink, WiredLink
+from airlam.split.placement import solve
 from airlam.split.placement.drawing import Drawing
 from airlam.split.placement.exact import Formulation
+from airlam.split.placement.report import placement_text, placement_values
 from airlam.split.placement.search import Search, greedy, nearest
 from airlam.split.placement.services import Placement, RequestClass, ServiceProblem
-from airlam.split.placement.solve import InfeasiblePlacement, place, unloaded_cost
+from airlam.split.placement.solve import InfeasiblePlacement, Method, place
 from airlam.split.placement.tables import Tables
 from airlam.split.timeline import Phase, timeline
 
@@ -72,7 +80,8 @@ def test_without_load_a_request_takes_what_cost_says(nodes: tuple[str, str]) -> 
     problem = chain_problem(classes=(quiet,))
     tables, placement = Tables(problem), routed(*nodes)
     priced = tables.price(tables.nodes_of(placement)[None])
-    expected = unloaded_cost(problem, placement, "n")
+    graph, plan = problem.class_graph(quiet), placement.plan_of(quiet)
+    expected = cost(graph, problem.network, plan, problem.shares, "inference")
     assert priced.latency_s[0, 0] == pytest.approx(expected.latency_s, rel=1e-9)
     assert expected.energy_j > 0
 
@@ -199,20 +208,27 @@ def test_improving_never_makes_worse() -> None:
         assert after <= before and after == search.score(at)
 
 
+def num_instances(placement: Placement) -> int:
+    return sum(len(nodes) for nodes in placement.hosts.values())
+
+
 def test_every_service_has_two_replicas_on_different_nodes() -> None:
     found = place(chain_problem())
     assert {len(set(nodes)) for nodes in found.placement.hosts.values()} == {2}
     alone = place(chain_problem(min_replicas=1, instance_s=1e-3))
-    assert alone.placement.num_instances == 2
+    assert num_instances(alone.placement) == 2
+
+
+def short_of_memory() -> EdgeNetwork:
+    """Of the chain problem, with 155 bytes on the second server."""
+    network = chain_problem().network
+    nodes = tuple(dataclasses.replace(n, memory_bytes=155.0) if n.name == "s1" else n for n in network.nodes)
+    return dataclasses.replace(network, nodes=nodes)
 
 
 def test_what_is_in_the_way_is_named_with_its_measure() -> None:
     """Both servers must hold 110 + 200 bytes, and one has room for 155 only: twice as much is needed."""
-    problem = chain_problem()
-    nodes = tuple(
-        dataclasses.replace(n, memory_bytes=155.0) if n.name == "s1" else n for n in problem.network.nodes
-    )
-    problem = dataclasses.replace(problem, network=dataclasses.replace(problem.network, nodes=nodes))
+    problem = chain_problem(network=short_of_memory())
     for method in ("exact", "search"):
         with pytest.raises(InfeasiblePlacement, match="memory of s1 by 100 %") as refused:
             place(problem, method=method)  # type: ignore[arg-type]
@@ -258,8 +274,8 @@ def test_sketch_and_video_need_seven_instances() -> None:
     )
     problem = ServiceProblem(graph=graph, network=network, classes=classes, min_replicas=1, instance_s=1e-3)
     found = place(problem, method="exact")
-    assert found.placement.num_instances == 7 and len(image) + len(video) == 9
-    assert place(dataclasses.replace(problem, min_replicas=2)).placement.num_instances == 14
+    assert num_instances(found.placement) == 7 and len(image) + len(video) == 9
+    assert num_instances(place(dataclasses.replace(problem, min_replicas=2)).placement) == 14
     with pytest.raises(SpecError, match="cycle"):
         back = Edge(source="image_decoder", target="sketch_precoder", num_elements=1)
         ModuleGraph(modules=graph.modules, edges=(*graph.edges, back))
@@ -287,11 +303,81 @@ def test_a_class_that_reaches_no_node_is_told() -> None:
         place(chain_problem(network=network))
 
 
-def test_what_highs_prints_does_not_reach_standard_output() -> None:
+def test_what_highs_prints_does_not_reach_the_commands_standard_output() -> None:
     code = (
-        "import ctypes; from airlam.split import linear_program as lp\n"
-        "with lp._quiet_stdout(): ctypes.CDLL(None).puts(b'noise')\n"
-        "print('clean')\n"
+        "import ctypes; from airlam import cli\n"
+        "cli._status = lambda: ctypes.CDLL(None).puts(b'noise') and print('{}') or 0\n"
+        "cli.main()\n"
     )
     run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == "clean\n"
+    assert run.stdout == "{}\n" and "noise" in run.stderr
+
+
+def test_what_others_print_while_a_program_is_solved_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    milp = linear_program.milp
+
+    def milp_beside_others(*arguments: object, **options: object) -> object:
+        os.write(1, b"a request")  # as another thread of a server does
+        return milp(*arguments, **options)
+
+    monkeypatch.setattr(linear_program, "milp", milp_beside_others)
+    place(chain_problem(), method="exact")
+    assert "a request" in capfd.readouterr().out
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Programs that take all the time they are given and find nothing; the limits they were given."""
+    given: list[float] = []
+
+    def milp(*_: object, options: Mapping[str, float], **__: object) -> OptimizeResult:
+        given.append(options["time_limit"])
+        time.sleep(options["time_limit"])
+        return OptimizeResult(status=1, x=None, fun=None, mip_dual_bound=None, message="time limit reached")
+
+    monkeypatch.setattr(linear_program, "milp", milp)
+    return given
+
+
+@pytest.mark.parametrize("method", ["auto", "search"])
+def test_one_time_limit_is_that_of_all_together(method: Method, slow: list[float]) -> None:
+    began_s = time.monotonic()
+    found = place(chain_problem(), method=method, time_limit_s=0.5)
+    assert time.monotonic() - began_s < 5 and 0 < sum(slow) < 0.5
+    assert found.method == "search" and math.isinf(found.gap)
+    slow.clear()
+    with pytest.raises(InfeasiblePlacement, match="give it more time"):
+        place(chain_problem(network=short_of_memory()), method=method, time_limit_s=0.5)
+    assert time.monotonic() - began_s < 10 and sum(slow) <= 0.5
+
+
+def test_the_exact_method_never_searches(slow: list[float]) -> None:
+    with pytest.raises(SpecError, match="the program found no placement in time"):
+        place(chain_problem(), method="exact", time_limit_s=0.1)
+    assert len(slow) == 1
+
+
+def test_without_a_bound_no_program_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = place(chain_problem(), method="exact")
+    monkeypatch.setattr(solve, "Formulation", None)
+    found = place(chain_problem(), method="search", with_bound=False)
+    assert found.value_s == pytest.approx(expected.value_s)
+
+
+def test_where_no_bound_is_known_values_and_text_say_so() -> None:
+    problem = chain_problem()
+    found = place(problem, method="search", with_bound=False)
+    assert placement_values(problem, found)["gap"] is None
+    json.dumps(placement_values(problem, found), allow_nan=False)
+    assert "no bound is known" in placement_text(problem, found)
+    bounded = place(problem, method="search")
+    assert placement_values(problem, bounded)["gap"] == bounded.gap < 0.01
+
+
+def test_what_takes_no_time_is_proven_optimal() -> None:
+    graph = ModuleGraph(modules=(Module(name="a", forward_flops=0.0),), edges=())
+    one = RequestClass(name="n", home="s0", services=("a",), arrival_per_s=1.0)
+    found = place(chain_problem(graph=graph, classes=(one,)))
+    assert found.value_s == 0 and found.gap == 0

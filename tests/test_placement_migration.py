@@ -8,11 +8,12 @@ import pytest
 from airlam.errors import SpecError
 from airlam.split.placement.drawing import Drawing
 from airlam.split.placement.migration import Migration, Slot, migrate
-from airlam.split.placement.services import ServiceProblem
+from airlam.split.placement.services import Placement, ServiceProblem
 from airlam.split.placement.solve import place
 from airlam.split.placement.tables import Tables
 
 NUM_SLOTS = 9
+FREE = Migration(budget_bytes=1.0, weight_per_s=1.0)  # nothing is owed: moves cost nothing
 DRAWING = Drawing(
     num_servers=(4, 4),
     num_tasks=(2, 2),
@@ -99,6 +100,71 @@ def test_an_overload_is_mended_whatever_the_queue_says() -> None:
     migration = Migration(budget_bytes=1.0, weight_per_s=1.0, backlog=1e9)
     slot = migrate(slower, found.placement, migration, np.random.default_rng(0))
     assert slower.price(slower.nodes_of(slot.placement)[None]).excess[0] == 0
+
+
+def quiet(seed: int) -> ServiceProblem:
+    """Memory enough, and so little load that any node can be spared."""
+    problem = with_nodes(moments(seed)[0])
+    classes = tuple(
+        dataclasses.replace(one, arrival_per_s=0.2 * one.arrival_per_s) for one in problem.classes
+    )
+    return dataclasses.replace(problem, classes=classes)
+
+
+def without(problem: ServiceProblem, name: str) -> ServiceProblem:
+    """The network when a node has gone with its wires; who lived there is at home elsewhere."""
+    network = problem.network
+    left = tuple(node.name for node in network.nodes if node.name != name)
+    wires = tuple(wire for wire in network.wired_links if name not in (wire.first, wire.second))
+    network = dataclasses.replace(
+        network, nodes=tuple(node for node in network.nodes if node.name != name), wired_links=wires
+    )
+    classes = tuple(
+        dataclasses.replace(one, home=left[0] if one.home == name else one.home) for one in problem.classes
+    )
+    return dataclasses.replace(problem, network=network, classes=classes)
+
+
+@pytest.mark.parametrize("gone", ["server0", "server1", "server2", "server3"])
+def test_where_a_node_has_gone_the_rest_takes_over(gone: str) -> None:
+    problem = quiet(13)
+    found = place(problem, method="search", with_bound=False)
+    after = without(problem, gone)
+    slot = migrate(Tables(after), found.placement, FREE, np.random.default_rng(0))
+    assert_served(after, slot.placement)
+    alone = place(after, method="search", with_bound=False)
+    assert slot.value_s <= 1.05 * alone.value_s
+
+
+def test_where_a_node_is_cut_off_its_calls_go_elsewhere() -> None:
+    """The node is there, its wires are not, and all ran on it: no single move makes that better."""
+    problem = dataclasses.replace(quiet(13), min_replicas=2)
+    name = next(n for n in problem.network.servers if n not in {one.home for one in problem.classes})
+    wires = tuple(wire for wire in problem.network.wired_links if name not in (wire.first, wire.second))
+    cut = dataclasses.replace(problem, network=dataclasses.replace(problem.network, wired_links=wires))
+    everything = Placement(
+        hosts=dict.fromkeys(problem.services, problem.network.servers),
+        routes={one.name: dict.fromkeys(one.services, name) for one in problem.classes},
+    )
+    slot = migrate(Tables(cut), everything, FREE, np.random.default_rng(0))
+    assert_served(cut, slot.placement)
+    assert all(name not in route.values() for route in slot.placement.routes.values())
+
+
+def assert_served(problem: ServiceProblem, placement: Placement) -> None:
+    tables = Tables(problem)
+    assert tables.price(tables.nodes_of(placement)[None]).excess[0] == 0
+    assert (tables.held_of(placement).sum(axis=1) >= tables.wanted).all()
+
+
+def test_classes_come_and_go() -> None:
+    problem = quiet(13)
+    fewer = dataclasses.replace(problem, classes=problem.classes[:1])
+    placement = place(fewer, method="search", with_bound=False).placement
+    slot = migrate(Tables(problem), placement, FREE, np.random.default_rng(0))
+    assert_served(problem, slot.placement)
+    again = migrate(Tables(fewer), slot.placement, FREE, np.random.default_rng(0))
+    assert set(again.placement.routes) == {problem.classes[0].name}
 
 
 def test_a_budget_of_nothing_is_refused() -> None:

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import simpy
 
-from airlam.bench.placement_tiers import draw_tiers, run_strategies, wandering_homes
+from airlam.bench.placement_tiers import (
+    _filled,
+    _near,
+    access_bound,
+    draw_tiers,
+    monolithic,
+    run_strategies,
+    wandering_homes,
+)
 from airlam.errors import SpecError
 from airlam.serving.simulator import Station
 from airlam.serving.simulator_tiers import simulate_tiers
@@ -18,9 +26,11 @@ from airlam.split.placement.core_tier import place_core
 from airlam.split.placement.light_tier import Demand, LightTier
 from airlam.split.placement.tiers import (
     RESOURCES,
+    NoRoom,
     Stock,
     TierProblem,
     TierService,
+    wanted_instances,
     work_quantiles_s,
 )
 from airlam.split.plan import Schedule, SplitPlan
@@ -101,8 +111,10 @@ def test_the_core_tier_is_within_resources_and_sparse() -> None:
         else:
             assert sum(count) == 0
     crowded = dataclasses.replace(problem, capacity={name: (1.0,) * 4 for name in problem.nodes})  # type: ignore[misc]
-    with pytest.raises(SpecError, match="core services"):
+    with pytest.raises(NoRoom, match="no placement of the core services has the resources"):
         place_core(crowded)
+    with pytest.raises(SpecError, match="was found in 1e-06 s; give it more time"):
+        place_core(problem, time_limit_s=1e-6)
 
 
 def test_the_light_tier_keeps_its_budget_and_follows_its_users() -> None:
@@ -120,6 +132,102 @@ def test_the_light_tier_keeps_its_budget_and_follows_its_users() -> None:
     assert np.mean(light.spent) <= light.budget * (1 + light.backlog / num_slots)
     with pytest.raises(SpecError, match="budget"):
         LightTier(problem, budget=0.0)
+
+
+def test_a_large_budget_is_not_thrown_away() -> None:
+    problem = draw_tiers(3)
+    stock = place_core(problem)
+    light = LightTier(problem, budget=1000.0)
+    demand = Demand(
+        arrival_per_s={task.name: task.arrival_per_s for task in problem.tasks},
+        home={task.name: problem.nodes.index(task.home) for task in problem.tasks},
+    )
+    for _ in range(20):
+        light.step(stock, demand)
+    assert max(light.spent[1:]) <= light.spent[0] < 1000.0
+    assert light.spent[-1] == stock.maintain_cost  # nothing moves where nothing changes
+    crowded = dataclasses.replace(problem, capacity={name: (1e-3,) * 4 for name in problem.nodes})  # type: ignore[misc]
+    with pytest.raises(NoRoom, match="light"):
+        LightTier(crowded, budget=1.0).step(Stock(crowded), demand)
+
+
+def test_the_light_tier_prices_the_shortest_way_through_a_chain() -> None:
+    """Against every choice of nodes."""
+    problem = draw_tiers(4)
+    stock, rng = Stock(problem), np.random.default_rng(0)
+    for one in problem.services:
+        for node in rng.choice(len(problem.nodes), 3, replace=False):
+            stock.add(one.name, int(node))
+    light, home = LightTier(problem, budget=1.0), 2
+    for task in problem.tasks:
+        for index in range(len(task.services)):
+            sizes = [problem.sent_bytes(task, k) for k in range(len(task.services))]
+            sizes.append(problem.by_name[task.services[-1]].output_bytes)
+            found = light._ways_s(stock, task, index, home)
+            for node in range(len(problem.nodes)):
+                hosts = [stock.hosts(name) for name in task.services]
+                hosts[index] = [node]
+                ways = ((home, *way, home) for way in itertools.product(*hosts))
+                expected = min(
+                    sum(
+                        problem.message_s(size)[a, b]
+                        for size, (a, b) in zip(sizes, itertools.pairwise(way), strict=True)
+                    )
+                    for way in ways
+                )
+                assert found[node] == pytest.approx(expected)
+
+
+def test_late_shares_are_those_of_drawn_access_rates() -> None:
+    rng = np.random.default_rng(0)
+    problem = draw_tiers(1)
+    for task in problem.tasks:
+        rate_bps = (
+            task.access_rate_bps * (rng.gamma(task.access_shape, size=100_000) / task.access_shape) ** 0.5
+        )
+        for spent_s in (0.0, 0.3 * task.deadline_s, 0.8 * task.deadline_s):
+            late = (8 * task.input_bytes / rate_bps > task.deadline_s - spent_s).mean()
+            assert task.late_share(spent_s) == pytest.approx(late, abs=0.006)
+        assert task.late_share(task.deadline_s) == 1.0
+    shares = [task.late_share(0.0) for task in problem.tasks]
+    assert 1 - max(shares) <= access_bound(problem) <= 1 - min(shares)
+
+
+def test_baselines_have_the_instances_that_the_load_asks_for() -> None:
+    problem = draw_tiers(3)
+    together, apart = (_filled(problem, _near(problem, spread=spread)) for spread in (False, True))
+    for one in problem.services:
+        wanted = wanted_instances(problem, one.name)
+        assert sum(together.count[one.name]) == sum(apart.count[one.name]) == wanted >= 2
+        assert max(apart.count[one.name]) <= max(together.count[one.name])
+    assert all(len(apart.hosts(one.name)) >= 2 for one in problem.services)
+    for lean, least in ((False, 2), (True, 1)):
+        own, stock = monolithic(problem, lean=lean)
+        for task in own.tasks:
+            counts = [stock.count[name] for name in task.services]
+            assert all(sum(count) >= least for count in counts)
+            assert len({node for count in counts for node in np.flatnonzero(count)}) == 1
+            for name, count in zip(task.services, counts, strict=True):
+                assert sum(count) * 0.7 >= task.arrival_per_s * own.by_name[name].work_s
+
+
+def test_the_router_takes_the_shortest_way_where_nothing_waits() -> None:
+    """A lone request: its median latency is that of the best choice of nodes."""
+    problem = draw_tiers(6)
+    task = dataclasses.replace(problem.tasks[0], arrival_per_s=0.5, access_shape=1e9)
+    fixed = tuple(dataclasses.replace(one, shape_per_s=0.0) for one in problem.services)
+    problem = dataclasses.replace(problem, tasks=(task,), services=fixed)
+    stock, rng = Stock(problem), np.random.default_rng(1)
+    for name in task.services:
+        for node in rng.choice(len(problem.nodes), 3, replace=False):
+            stock.add(name, int(node))
+    homes = [[problem.nodes.index(task.home)]] * 300
+    found = simulate_tiers(problem, stock, "shortest_delay", homes, seed=1)
+    ways_s = LightTier(problem, budget=1.0)._ways_s(stock, task, 0, homes[0][0])
+    best_s = float(ways_s[stock.hosts(task.services[0])].min())
+    work_s = sum(problem.by_name[name].work_s for name in task.services)
+    expected = 8 * task.input_bytes / task.access_rate_bps + best_s + work_s
+    assert np.median(found.latency_s) == pytest.approx(expected, rel=1e-3)
 
 
 def test_all_strategies_serve_the_same_requests() -> None:

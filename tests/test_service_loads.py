@@ -21,7 +21,7 @@ from airlam.split.graph import Edge, Module, ModuleGraph
 from airlam.split.network import EdgeNetwork, Node, WiredLink
 from airlam.split.placement.baselines import monolithic
 from airlam.split.placement.services import Placement, ServiceProblem
-from airlam.split.placement.solve import place, unloaded_cost
+from airlam.split.placement.solve import place
 from airlam.split.placement.tables import Tables
 from airlam.split.plan import Schedule, SplitPlan
 from airlam.tasks.planning import profiled
@@ -120,7 +120,8 @@ def problem_of(loads: ServiceLoads, **changes: object) -> ServiceProblem:
 def test_nine_modules_of_two_tasks_are_seven_instances_where_nine_have_no_room() -> None:
     loads = service_loads(merge(FIGURE_3), {task: drawn_profile(own) for task, own in FIGURE_3.items()})
     crowded = problem_of(loads, network=network(memory_bytes=400.0), min_replicas=1, instance_s=1.0)
-    assert place(crowded).placement.num_instances == 7  # of 100 bytes, eight have room
+    hosts = place(crowded).placement.hosts
+    assert sum(len(nodes) for nodes in hosts.values()) == 7  # of 100 bytes, eight have room
     _, fitted = monolithic(Tables(crowded))
     assert not fitted
     roomy = Tables(problem_of(loads, network=network(memory_bytes=500.0), min_replicas=1))
@@ -164,9 +165,9 @@ def test_a_placed_request_takes_what_cost_says_of_the_lam_itself() -> None:
         placement = Placement(hosts=hosts, routes={one.name: renamed})
         plan = SplitPlan.single(at)
         expected = cost(profiles()[task], network(), plan, Schedule(allocations={}), "inference")
-        assert unloaded_cost(problem, placement, one.name).latency_s == pytest.approx(
-            expected.latency_s, rel=1e-12
-        )
+        graph, routed = problem.class_graph(one), placement.plan_of(one)
+        unloaded = cost(graph, problem.network, routed, problem.shares, "inference")
+        assert unloaded.latency_s == pytest.approx(expected.latency_s, rel=1e-12)
         rare = dataclasses.replace(one, arrival_per_s=1e-9)
         tables = Tables(dataclasses.replace(problem, classes=(rare,)))
         priced = tables.price(tables.nodes_of(placement)[None])

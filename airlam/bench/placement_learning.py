@@ -1,26 +1,26 @@
 """The placement benchmark's diffusion model: its examples, its training, its weights kept in the cache."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from airlam.bench.kept import digest
 from airlam.bench.trained import cache_folder
+from airlam.files import whole_file
 from airlam.model.placement_diffusion import PlacementDiffusion
 from airlam.model.storage import assign_tensors, read_metadata, read_tensors, write_tensors
 from airlam.serving.learned_placement import Example, condition_of, train_placer
 from airlam.split.placement.drawing import Drawing
 from airlam.split.placement.search import Search, greedy
 from airlam.split.placement.tables import Tables
+from airlam.tasks.channel_prediction import Progress
 
 DRAWING = Drawing(num_classes=(2, 3))
 _FIRST_SEED = 1_000_001  # of training problems; the benchmark's own begin at 0
 _NUM_KICKS = 3
 _SEARCH_S = 5.0
 _VERSION = 1  # of what decides the weights beside the numbers below
-Progress = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class TrainingScale:
 
 
 def placer(scale: TrainingScale, on_progress: Progress) -> tuple[PlacementDiffusion, float]:
-    """The trained model and the seconds that its examples and training took when it was made."""
+    """The trained model, and the processor seconds of its examples and training when it was made."""
     key = digest(_VERSION, _FIRST_SEED, repr(DRAWING), repr(scale))
     path = cache_folder() / "placement" / f"{key}.safetensors"
     if path.exists():
@@ -49,8 +49,8 @@ def placer(scale: TrainingScale, on_progress: Progress) -> tuple[PlacementDiffus
         on_progress=lambda step, steps, loss: on_progress("diffusion", step, steps, f"loss {loss:.3f}"),
     )
     seconds = time.process_time() - began_s
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, dict(model.named_parameters()), {"seconds": f"{seconds:.1f}"})
+    with whole_file(path) as temporary:
+        write_tensors(temporary, dict(model.named_parameters()), {"seconds": f"{seconds:.1f}"})
     return model, seconds
 
 

@@ -1,13 +1,17 @@
 """The simulator against the embedded runtime on this machine: one LAM, Poisson arrivals, several loads.
 
-Seconds of each batch size and of a lone request are measured before and after the load; the simulator replays
-the arrivals that were sent. Both are on one thread, in this process, with the server's own batcher.
+Seconds of each batch size and of a lone request are measured before and after the load; the simulator
+replays the arrivals that were sent. Both are on one thread, in this process, with the server's own batcher.
+Where other processes work meanwhile, batches under load may take longer than those before and after it, so
+each row says what share of the processors the others had.
 """
 
 import asyncio
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +25,12 @@ from airlam.serving.lam_services import LamServices
 from airlam.serving.measurement import Measurement
 from airlam.serving.simulator_runtime import RuntimeTimes, calibrate
 from airlam.specs import ModelSpec, SplitSizes
+from airlam.tasks.channel_prediction import Progress
 from airlam.tasks.comparison import observe
 
 _LAM, _SEED, _SNR_DB = "tdd", 33, 20.0
 _MAX_BATCH = 16
-Progress = Callable[..., None]
+_PROC_STAT = Path("/proc/stat")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +45,7 @@ class RuntimeScale:
 
 
 def calibration(scale: RuntimeScale, on_progress: Progress) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Rows by load, and the largest error of mean and 95th percentile among them."""
+    """Rows by load; of all, the largest errors of mean and 95th percentile, the largest share of others."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -52,6 +57,9 @@ def calibration(scale: RuntimeScale, on_progress: Progress) -> tuple[list[dict[s
         "runtime.mean_error": max((row["errors"][0] for row in rows), key=abs),
         "runtime.p95_error": max((row["errors"][2] for row in rows), key=abs),
     }
+    shares = [row["others_cpu_share"] for row in rows if row["others_cpu_share"] is not None]
+    if shares:
+        figures["runtime.others_cpu_share"] = max(shares)
     return rows, figures
 
 
@@ -75,6 +83,7 @@ def _row(
 ) -> dict[str, Any]:
     """One load: times before, the load, times after."""
     on_progress("runtime", scale.loads.index(load), len(scale.loads), f"load {load:g}")
+    began = _Processors.now()
     before = _batch_times_s(scale, services, asked)
     rate = load * _MAX_BATCH / before[_MAX_BATCH]
     rng = np.random.default_rng(round(1000 * load))
@@ -97,7 +106,38 @@ def _row(
         "simulated_ms": [1e3 * value for value in found.simulated_s],
         "measured_ms": [1e3 * value for value in found.measured_s],
         "errors": list(found.errors),
+        "others_cpu_share": None if began is None else began.others_share(),
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Processors:
+    """Seconds at a moment: of the clock; of all processors at work; of those, at work for this process."""
+
+    clock_s: float
+    busy_s: float
+    own_s: float
+
+    @staticmethod
+    def now() -> "_Processors | None":
+        """None where the system does not tell; what a hypervisor took (steal) counts as work."""
+        if not _PROC_STAT.exists():
+            return None
+        fields = [int(field) for field in _PROC_STAT.read_text().split("\n", 1)[0].split()[1:9]]
+        user, nice, system, _idle, _waiting, interrupts, soft_interrupts, steal = fields
+        ticks = user + nice + system + interrupts + soft_interrupts + steal
+        return _Processors(
+            clock_s=time.monotonic(),
+            busy_s=ticks / os.sysconf("SC_CLK_TCK"),
+            own_s=time.process_time(),
+        )
+
+    def others_share(self) -> float:
+        """Of all processors' time since then, what others worked in."""
+        now = _Processors.now()
+        assert now is not None
+        others_s = now.busy_s - self.busy_s - (now.own_s - self.own_s)
+        return max(others_s, 0.0) / ((now.clock_s - self.clock_s) * (os.cpu_count() or 1))
 
 
 def _batch_times_s(

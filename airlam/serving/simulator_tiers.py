@@ -165,16 +165,30 @@ class _TierSimulation:
         return self._best(task.services[index], lambda node, s: s.num_jobs)
 
     def _shortest_delay(self, task: TierTask, index: int, at: int, home: int) -> tuple[int, Station]:
-        """Message, queue, and the nearest instance of what comes after."""
-        name = task.services[index]
-        one, size = self.services[name], self.problem.sent_bytes(task, index)
-        last = index + 1 == len(task.services)
-        after = [home] if last else self.stock.hosts(task.services[index + 1])
-        onward = {
-            node: min(self._message_s(one.output_bytes, node, b) for b in after)
-            for node in self.stock.hosts(name)
-        }
+        """Message, queue, and the same of all that comes after, under the queues of the moment."""
+        name, size = task.services[index], self.problem.sent_bytes(task, index)
+        work_s, onward_s = self.services[name].work_s, self._onward_s(task, index, home)
         return self._best(
             name,
-            lambda node, s: self._message_s(size, at, node) + (s.num_jobs + 1) * one.work_s + onward[node],
+            lambda node, s: self._message_s(size, at, node) + (s.num_jobs + 1) * work_s + onward_s[node],
         )
+
+    def _onward_s(self, task: TierTask, index: int, home: int) -> dict[int, float]:
+        """From the output of the service at an index to the answer at home, by the service's node."""
+        name = task.services[index]
+        size, nodes = self.services[name].output_bytes, self.stock.hosts(name)
+        if index + 1 == len(task.services):
+            return {node: self._message_s(size, node, home) for node in nodes}
+        following = task.services[index + 1]
+        after_s = {
+            node: seconds + self._queue_s(following, node)
+            for node, seconds in self._onward_s(task, index + 1, home).items()
+        }
+        return {
+            node: min(self._message_s(size, node, b) + seconds for b, seconds in after_s.items())
+            for node in nodes
+        }
+
+    def _queue_s(self, name: str, node: int) -> float:
+        """Until the shortest queue of a service on a node is through with one more request."""
+        return (min(s.num_jobs for s in self._instances(name, node)) + 1) * self.services[name].work_s

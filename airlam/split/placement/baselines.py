@@ -4,10 +4,13 @@ All but the monolith have as many replicas as ``ServiceProblem`` wants and share
 Where a rule finds no room it takes the node with most memory left, so that it can be compared at all.
 """
 
+import functools
+import itertools
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from airlam.errors import SpecError
 from airlam.split.placement.routing import (
     LeastLoadedRouter,
     NearestRouter,
@@ -18,34 +21,48 @@ from airlam.split.placement.routing import (
 )
 from airlam.split.placement.search import nearest
 from airlam.split.placement.services import Placement
-from airlam.split.placement.tables import Bools, Floats, Ints, Tables
+from airlam.split.placement.tables import Bools, Floats, Ints, Room, Tables
 
 Pick = Callable[[int, Ints, Floats], int]  # service, nodes with room, memory left -> node
 
 
 def monolithic(tables: Tables) -> tuple[Placement, bool]:
-    """Each class with modules of its own, all on one node; whether their memory fits.
+    """Each class with modules of its own, all on one node; whether memory and storage have room for them.
 
     Classes in the order of their load, each on the node where the objective of those placed so far is lowest,
-    among nodes with room for its own copies.
+    among nodes with room for its own copies. SpecError where no node may run all that a class passes.
     """
-    spare, at, fitted = tables.memory.copy(), nearest(tables), True
-    weights = tables.instance_bytes[tables.call_service]
+    room, at, fitted = Room(tables, _nothing(tables)), nearest(tables), True
     work = np.bincount(tables.call_class, tables.rate[tables.call_class] * tables.work_s.min(axis=1))
     for n in np.argsort(-work, kind="stable"):
         own = np.flatnonzero(tables.call_class == n)
-        common = [v for v in tables.allowed[own[0]] if all(v in tables.allowed[k] for k in own)]
-        needed = weights[own].sum()
-        fitting = [v for v in common if spare[v] >= needed]
-        fitted = fitted and bool(fitting)
-        nodes = np.array(fitting or common)
+        common, services = _nodes_of_all(tables, own), tables.call_service[own]
+        fitting = common[room.fits(services)[common]]
+        fitted = fitted and len(fitting) > 0
+        nodes = fitting if len(fitting) else common
         candidates = np.repeat(at[None], len(nodes), axis=0)
         candidates[:, own] = nodes[:, None]
         priced = tables.price(candidates)
         best = np.lexsort((priced.value_s, priced.excess))[0]
         at = candidates[best]
-        spare[nodes[best]] -= needed
+        room.take(services, int(nodes[best]))
     return tables.placement(at, tables.used(at[None])[0]), fitted
+
+
+def _nothing(tables: Tables) -> Bools:
+    """No instance anywhere: [num_services, num_nodes]."""
+    return np.zeros((len(tables.services), len(tables.nodes)), dtype=bool)
+
+
+def _nodes_of_all(tables: Tables, calls: Ints) -> Ints:
+    """The nodes that each of one class's calls may take."""
+    common: Ints = functools.reduce(np.intersect1d, (tables.allowed[k] for k in calls))
+    if not len(common):
+        name = tables.problem.classes[tables.call_class[calls[0]]].name
+        raise SpecError(
+            f"no node may run all services of {name}, as a monolith must; pin them to one node too"
+        )
+    return common
 
 
 def ruled(tables: Tables, pick: Pick, *, fill: bool = False) -> Placement:
@@ -53,29 +70,30 @@ def ruled(tables: Tables, pick: Pick, *, fill: bool = False) -> Placement:
 
     fill: after that, another of each service in turn where there is room, until there is none.
     """
-    held = np.zeros((len(tables.services), len(tables.nodes)), dtype=bool)
-    spare = tables.memory.copy()
+    held = _nothing(tables)
+    room = Room(tables, held)
     for m in np.argsort(-tables.instance_bytes, kind="stable"):
         for _ in range(int(tables.wanted[m])):
             free = np.flatnonzero(tables.may_host[m] & ~held[m])
-            fitting = free[spare[free] >= tables.instance_bytes[m]]
+            fitting = free[room.fits(m)[free]]
+            spare = room.memory_bytes
             node = pick(int(m), fitting, spare) if len(fitting) else int(free[np.argmax(spare[free])])
             held[m, node] = True
-            spare[node] -= tables.instance_bytes[m]
-    while fill and _one_more_each(tables, pick, held, spare):
+            room.take(m, node)
+    while fill and _one_more_each(tables, pick, held, room):
         pass
     return tables.placement(_nearest_held(tables, held), held)
 
 
-def _one_more_each(tables: Tables, pick: Pick, held: Bools, spare: Floats) -> bool:
+def _one_more_each(tables: Tables, pick: Pick, held: Bools, room: Room) -> bool:
     """Adds a replica of each service that has room for one; whether any had."""
     added = False
     for m in np.argsort(-tables.instance_bytes, kind="stable"):
-        fitting = np.flatnonzero(tables.may_host[m] & ~held[m] & (spare >= tables.instance_bytes[m]))
+        fitting = np.flatnonzero(tables.may_host[m] & ~held[m] & room.fits(m))
         if len(fitting):
-            node = pick(int(m), fitting, spare)
+            node = pick(int(m), fitting, room.memory_bytes)
             held[m, node] = added = True
-            spare[node] -= tables.instance_bytes[m]
+            room.take(m, node)
     return added
 
 
@@ -107,7 +125,7 @@ def baselines(
     tables: Tables, generator: np.random.Generator, *, fill: bool = False
 ) -> Mapping[str, tuple[Placement, Router]]:
     """Every baseline's placement and a fresh router; fill: with as many replicas as there is room for."""
-    turns = iter(range(10**9))
+    turns = itertools.count()
     picks: Mapping[str, Pick] = {
         "greedy": near(tables),
         "random": lambda m, nodes, spare: int(generator.choice(nodes)),

@@ -1,11 +1,12 @@
 """The core tier: heavy services placed once, near their users and on few nodes, by an integer program."""
 
 from airlam.errors import SpecError
-from airlam.split.linear_program import LinearProgram, Term
+from airlam.split.linear_program import INFEASIBLE, LinearProgram, Term
 from airlam.split.placement.tiers import (
     RESOURCES,
     SPREAD_LOAD,
     Floats,
+    NoRoom,
     Stock,
     TierProblem,
     TierService,
@@ -27,12 +28,16 @@ def place_core(problem: TierProblem, *, max_hosts: int = 3, time_limit_s: float 
 
     z is the share of a task's requests that a service takes on a node, and begins as 1 at the task's home;
     time(n) is what the messages take on the ways w, light services in between taken to stand with the core
-    service before. SpecError where no placement has the resources.
+    service before. NoRoom where no placement has the resources, SpecError where none is found in time.
     """
     core = _CoreProgram(problem, max_hosts)
     result = core.program.solve(time_limit_s=time_limit_s, gap=1e-3)
+    if result.status == INFEASIBLE:
+        raise NoRoom("no placement of the core services has the resources; add nodes or lower arrivals")
     if result.x is None:
-        raise SpecError("no placement of the core services has the resources; add nodes or lower arrivals")
+        raise SpecError(
+            f"no placement of the core services was found in {time_limit_s:g} s; give it more time"
+        )
     stock = Stock(problem)
     for (service, v), column in core.x.items():
         stock.add(service, v, round(result.x[column]))

@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from airlam.split.linear_program import LinearProgram, Term
+from airlam.split.linear_program import INFEASIBLE, LinearProgram, Term
 from airlam.split.placement.tables import Bools, Floats, Ints, Leg, Tables
 
 Limit = Literal["memory", "storage", "compute", "link"]
@@ -314,7 +314,7 @@ class Formulation:
             if left_s <= 0:
                 break
             result = self.program.solve(relaxed=relaxed, time_limit_s=left_s, gap=gap / 4)
-            if result.status == 2:
+            if result.status == INFEASIBLE:
                 return Solution(
                     status="infeasible", at=None, held=None, value_s=math.inf, bound_s=math.inf, excess={}
                 )
@@ -364,7 +364,7 @@ class Formulation:
         values = getattr(result, "x", None)
         excess = {} if values is None else {key: float(values[c]) for key, c in self.z_of.items()}
         return Solution(
-            status="optimal" if values is not None else "stopped",
+            status="optimal" if getattr(result, "status", None) == 0 else "stopped",
             at=None,
             held=None,
             value_s=math.inf,

@@ -1,29 +1,31 @@
 """Placements that follow load and channels, their moves within a long-run budget of bytes.
 
 Slot after slot the placement minimises V * value + Z * (bytes moved / budget) by local search from the
-placement of the slot before; Z is a virtual queue of what was moved beyond the budget,
+placement of the slot before, and from a greedy one; Z is a virtual queue of what was moved beyond the budget,
 
     Z <- max(Z + moved / budget - 1, 0),
 
 so the mean moved over T slots is at most budget * (1 + Z / T). Staying is among what the search compares, so
 a move is made only where V times its gain exceeds Z times its bytes: Z stays below
 V * (largest gain in value) * budget / (smallest instance) + (largest move) / budget, and the loss against the
-best moves falls as 1 / V.
+best moves falls as 1 / V. A library call: ``airlam place`` places once, and no command migrates.
 Reconstructed, after the drift-plus-penalty migration that Wang et al. (2505.00321) describe in prose.
 """
 
 import dataclasses
+import time
 from dataclasses import dataclass
 
 import numpy as np
 
 from airlam.specs import require
-from airlam.split.placement.search import Running, Search
+from airlam.split.placement.search import Running, Search, greedy, nearest
 from airlam.split.placement.services import Placement
 from airlam.split.placement.solve import infeasible
-from airlam.split.placement.tables import Bools, Tables
+from airlam.split.placement.tables import Bools, Ints, Room, Tables
 
 _NUM_KICKS = 3
+_SEARCH_SHARE = 0.8  # of the time; the rest is for saying why there is no placement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,19 +74,19 @@ def migrate(
     *,
     time_limit_s: float = 2.0,
 ) -> Slot:
-    """The placement of the next slot, whose loads and channels ``tables`` have.
+    """The placement of the next slot, whose loads, channels, nodes and classes ``tables`` have.
 
-    Limits come first: where staying would break them, it moves whatever the queue says. Raises
-    InfeasiblePlacement where no placement is found within them. Instances that nobody needs stay while there
-    is room for them.
+    Limits come first: where staying would break them, it moves whatever the queue says. Calls whose node has
+    gone, or is no longer reached, start on the nearest that they may take. Raises InfeasiblePlacement where
+    no placement is found within the limits. Instances that nobody needs stay while there is room for them.
     """
-    before = tables.held_of(current)
+    stop_s, before = time.monotonic() + time_limit_s, _running(tables, current)
     running = Running(held=before, move_s_per_byte=migration.move_s_per_byte)
-    search = Search(tables, generator, time_limit_s=time_limit_s, running=running)
-    (excess, _), at = search.best_from([tables.nodes_of(current)], _NUM_KICKS)
+    search = Search(tables, generator, time_limit_s=_SEARCH_SHARE * time_limit_s, running=running)
+    (excess, _), at = search.best_from([_mended(tables, current), greedy(tables)], _NUM_KICKS)
     held = search.hosts(at)
     if excess > 0 or held is None:
-        raise infeasible(tables)
+        raise infeasible(tables, max(stop_s - time.monotonic(), 0.0))
     moved = float((held & ~before).sum(axis=1) @ tables.weight_bytes)
     return Slot(
         placement=tables.placement(at, _kept(tables, held, before)),
@@ -94,14 +96,31 @@ def migrate(
     )
 
 
+def _running(tables: Tables, current: Placement) -> Bools:
+    """Instances of a placement that nodes of this slot have: [num_services, num_nodes]."""
+    hosts = {
+        service: tuple(node for node in current.hosts.get(service, ()) if node in tables.node_index)
+        for service in tables.services
+    }
+    return tables.held_of(Placement(hosts=hosts, routes={}))
+
+
+def _mended(tables: Tables, current: Placement) -> Ints:
+    """The node of each call [num_calls] as before where it may still run there, else the nearest."""
+    at = nearest(tables)
+    for k, (n, service) in enumerate(tables.calls):
+        name = current.routes.get(tables.problem.classes[n].name, {}).get(service, "")
+        if tables.node_index.get(name, -1) in tables.allowed[k]:
+            at[k] = tables.node_index[name]
+    return at
+
+
 def _kept(tables: Tables, held: Bools, before: Bools) -> Bools:
     """The instances needed and those from before that fit beside them, small ones first."""
-    kept = held.copy()
-    spare, room = tables.memory - tables.instance_bytes @ held, tables.storage - tables.weight_bytes @ held
+    kept, room = held.copy(), Room(tables, held)
     for m in np.argsort(tables.instance_bytes, kind="stable"):
         for v in np.flatnonzero(before[m] & ~held[m]):
-            if spare[v] >= tables.instance_bytes[m] and room[v] >= tables.weight_bytes[m]:
+            if room.fits(int(m))[v]:
                 kept[m, v] = True
-                spare[v] -= tables.instance_bytes[m]
-                room[v] -= tables.weight_bytes[m]
+                room.take(int(m), int(v))
     return kept

@@ -3,7 +3,7 @@
 import numpy as np
 
 from airlam.split.placement.services import Placement
-from airlam.split.placement.tables import Tables
+from airlam.split.placement.tables import Room, Tables
 
 
 def replicated(tables: Tables, placement: Placement) -> Placement:
@@ -13,8 +13,7 @@ def replicated(tables: Tables, placement: Placement) -> Placement:
     valuable come first.
     """
     at, held = tables.nodes_of(placement), tables.held_of(placement)
-    spare = tables.memory - tables.instance_bytes @ held
-    room = tables.storage - tables.weight_bytes @ held
+    room = Room(tables, held)
     moves = [(k, int(v)) for k, nodes in enumerate(tables.allowed) for v in nodes]
     candidates = np.repeat(at[None], len(moves), axis=0)
     for row, (k, v) in enumerate(moves):
@@ -23,9 +22,7 @@ def replicated(tables: Tables, placement: Placement) -> Placement:
     for index in np.lexsort((priced.value_s, priced.excess)):
         k, v = moves[index]
         m = tables.call_service[k]
-        fits = spare[v] >= tables.instance_bytes[m] and room[v] >= tables.weight_bytes[m]
-        if fits and not held[m, v] and tables.may_host[m, v]:
+        if room.fits(m)[v] and not held[m, v] and tables.may_host[m, v]:
             held[m, v] = True
-            spare[v] -= tables.instance_bytes[m]
-            room[v] -= tables.weight_bytes[m]
+            room.take(m, v)
     return tables.placement(at, held)

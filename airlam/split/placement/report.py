@@ -1,5 +1,6 @@
 """A placement as plain values for JSON, and as text for a terminal."""
 
+import math
 from typing import Any
 
 from airlam.split.placement.services import ServiceProblem
@@ -7,7 +8,10 @@ from airlam.split.placement.solve import Placed
 
 
 def placement_values(problem: ServiceProblem, placed: Placed) -> dict[str, Any]:
-    """A placement and what it gives, as nested tables with units in their names."""
+    """A placement and what it gives, as nested tables with units in their names.
+
+    gap: None where no bound is known.
+    """
     return {
         "hosts": {service: list(nodes) for service, nodes in placed.placement.hosts.items()},
         "routes": {name: dict(route) for name, route in placed.placement.routes.items()},
@@ -17,7 +21,7 @@ def placement_values(problem: ServiceProblem, placed: Placed) -> dict[str, Any]:
         "link_load": {" -> ".join(link): load for link, load in placed.link_load.items()},
         "memory_bytes": {node: memory_bytes(problem, placed, node) for node in placed.node_load},
         "value_s": placed.value_s,
-        "gap": placed.gap,
+        "gap": placed.gap if math.isfinite(placed.gap) else None,
         "method": placed.method,
     }
 
@@ -57,8 +61,13 @@ def _classes(problem: ServiceProblem, placed: Placed) -> list[str]:
     for one in problem.classes:
         latency_ms = 1e3 * placed.latency_s[one.name]
         lines.append(f"{one.name:{wide}}  {one.arrival_per_s:9.4g}  {latency_ms:9.3f}")
-    proven = "proven optimal" if placed.gap < 1e-5 else f"within {100 * placed.gap:.2g} % of the optimum"
-    return [*lines, f"mean of all requests: {1e3 * placed.value_s:.4g} ms, {proven}"]
+    return [*lines, f"mean of all requests: {1e3 * placed.value_s:.4g} ms, {_proven(placed.gap)}"]
+
+
+def _proven(gap: float) -> str:
+    if math.isinf(gap):
+        return "no bound is known"
+    return "proven optimal" if gap < 1e-5 else f"within {100 * gap:.2g} % of the optimum"
 
 
 def _nodes(problem: ServiceProblem, placed: Placed) -> list[str]:

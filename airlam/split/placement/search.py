@@ -70,11 +70,12 @@ class Search:
         while not self.is_over:
             before = score
             for chunk in self._chunks(at):
-                score, at = self._step(score, at, chunk)
-            if score == before:
+                if not self.is_over:
+                    score, at = self._step(score, at, chunk)
+            if score == before and not self.is_over:
                 score, at = self._pairs(score, at)
-                if score == before:
-                    break
+            if score == before:
+                break
         return score, at
 
     def repaired(self, at: Ints) -> tuple[_Score, Ints]:
@@ -175,16 +176,13 @@ class Search:
         return kicked
 
 
-def greedy(tables: Tables, order: Ints | None = None) -> Ints:
+def greedy(tables: Tables) -> Ints:
     """Call after call, each on the node where the objective of all so far is lowest within the limits.
 
-    Calls not placed yet are taken to be at their home's nearest node. order: of the calls, by default the
-    busiest classes first.
+    Calls not placed yet are taken to be at their home's nearest node; the busiest classes come first.
     """
-    if order is None:
-        order = np.argsort(-tables.rate[tables.call_class], kind="stable")
     at = nearest(tables)
-    for k in order:
+    for k in np.argsort(-tables.rate[tables.call_class], kind="stable"):
         candidates = np.repeat(at[None], len(tables.allowed[k]), axis=0)
         candidates[:, k] = tables.allowed[k]
         priced = tables.price(candidates)

@@ -100,11 +100,6 @@ class ServiceProblem:
         require(0 < self.max_load < 1, f"max_load is {self.max_load}; expected above 0 and below 1")
         require(self.instance_s >= 0, f"instance_s is {self.instance_s}; expected >= 0")
 
-    @property
-    def by_name(self) -> Mapping[str, RequestClass]:
-        """Classes by name."""
-        return {one.name: one for one in self.classes}
-
     @cached_property
     def shares(self) -> Schedule:
         """The schedule, or equal shares."""
@@ -163,11 +158,6 @@ class Placement:
             for service, node in route.items():
                 held = node in self.hosts.get(service, ())
                 require(held, f"class {name} is to take {service} on {node!r}, which has no instance of it")
-
-    @property
-    def num_instances(self) -> int:
-        """Of all services."""
-        return sum(len(nodes) for nodes in self.hosts.values())
 
     def services_on(self, node: str) -> tuple[str, ...]:
         """Services with an instance on a node."""

@@ -38,7 +38,7 @@ class Priced:
     """What candidates use and are worth. excess: sum of relative excesses over limits [num_candidates].
 
     value_s: the objective. latency_s: mean of each class [num_candidates, num_classes]. node_load: [...,
-    num_nodes]. link_load: [..., num_links]. memory_bytes: of the instances that are used [..., num_nodes].
+    num_nodes]. link_load: [..., num_links].
     """
 
     excess: Floats
@@ -46,7 +46,29 @@ class Priced:
     latency_s: Floats
     node_load: Floats
     link_load: Floats
-    memory_bytes: Floats
+
+
+class Room:
+    """What instances, held [num_services, num_nodes], leave of each node's memory and storage.
+
+    services: an index of one, or several whose instances belong together.
+    """
+
+    def __init__(self, tables: "Tables", held: Bools) -> None:
+        self._instance_bytes, self._weight_bytes = tables.instance_bytes, tables.weight_bytes
+        self.memory_bytes: Floats = tables.memory - tables.instance_bytes @ held  # [num_nodes]
+        self.storage_bytes: Floats = tables.storage - tables.weight_bytes @ held  # [num_nodes]
+
+    def fits(self, services: int | Ints) -> Bools:
+        """Nodes with room for an instance of each: [num_nodes]."""
+        in_memory = self.memory_bytes >= self._instance_bytes[services].sum()
+        fits: Bools = in_memory & (self.storage_bytes >= self._weight_bytes[services].sum())
+        return fits
+
+    def take(self, services: int | Ints, node: int) -> None:
+        """Puts an instance of each on a node, whether or not it fits."""
+        self.memory_bytes[node] -= self._instance_bytes[services].sum()
+        self.storage_bytes[node] -= self._weight_bytes[services].sum()
 
 
 class Tables:
@@ -202,7 +224,6 @@ class Tables:
             latency_s=latency_s,
             node_load=node_load,
             link_load=link_load,
-            memory_bytes=memory,
         )
 
     def used(self, at: Ints) -> Bools:
@@ -243,19 +264,16 @@ class Tables:
         it has an instance already (``before``) rather than elsewhere. [num_services, num_nodes].
         """
         held: Bools = self.used(at[None])[0]
-        spare = self.memory - self.instance_bytes @ held
-        room = self.storage - self.weight_bytes @ held
+        room = Room(self, held)
         for m in np.argsort(-self.instance_bytes, kind="stable"):
             while (held[m] & self.may_host[m]).sum() < self.wanted[m]:
-                fits = self.may_host[m] & ~held[m] & (spare >= self.instance_bytes[m])
-                fits &= room >= self.weight_bytes[m]
+                fits = self.may_host[m] & ~held[m] & room.fits(m)
                 if not fits.any():
                     return None
                 there = fits if before is None or not (fits & before[m]).any() else fits & before[m]
-                node = np.argmax(np.where(there, spare, -math.inf))
+                node = int(np.argmax(np.where(there, room.memory_bytes, -math.inf)))
                 held[m, node] = True
-                spare[node] -= self.instance_bytes[m]
-                room[node] -= self.weight_bytes[m]
+                room.take(m, node)
         return held
 
     def placement(self, at: Ints, held: Bools) -> Placement:

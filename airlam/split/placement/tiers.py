@@ -16,13 +16,14 @@ probabilistic guarantee that the light tier is sized by.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import gammainc
 
+from airlam.errors import SpecError
 from airlam.specs import require
 from airlam.split.network import EdgeNetwork
 from airlam.split.plan import Schedule
@@ -32,6 +33,10 @@ Floats = NDArray[np.float64]
 RESOURCES = ("cpu", "ram", "gpu", "vram")
 _QUANTILES = 4001
 SPREAD_LOAD = 0.7  # of an instance, at most, on average
+
+
+class NoRoom(SpecError):
+    """No node has the resources for another instance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +108,10 @@ def work_quantiles_s(service: TierService) -> Floats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierTask:
-    """Requests of one kind: a chain of services. access_shape, access_spread: of the Nakagami access rate.
+    """Requests of one kind: a chain of services.
 
-    home: where its users are at first. input_bytes: of a request. access_rate_bps: root of the spread.
+    home: where its users are at first. input_bytes: of a request. access_shape: of the Nakagami access rate,
+    access_rate_bps: the root of its mean square.
     """
 
     name: str
@@ -116,6 +122,18 @@ class TierTask:
     input_bytes: float
     access_shape: float
     access_rate_bps: float
+
+    def late_share(self, spent_s: float) -> float:
+        """P(access > deadline - spent): requests that are late if all but their access takes ``spent_s``.
+
+        A Nakagami rate is the root of a gamma variable, so for the time left, d - t,
+        P = P(Gamma(shape m) < m (bits / (rate (d - t)))^2).
+        """
+        left_s = self.deadline_s - spent_s
+        if left_s <= 0:
+            return 1.0
+        needed = 8 * self.input_bytes / (self.access_rate_bps * left_s)
+        return float(gammainc(self.access_shape, self.access_shape * needed**2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +170,12 @@ class TierProblem:
         """What a message takes from node to node, whoever else sends: [num_nodes, num_nodes]."""
         return self.way_s + size_bytes * self.byte_s
 
-    @property
+    @cached_property
     def by_name(self) -> Mapping[str, TierService]:
         """Services by name."""
         return {one.name: one for one in self.services}
 
-    @property
+    @cached_property
     def nodes(self) -> tuple[str, ...]:
         """Names."""
         return tuple(self.network.by_name)
@@ -207,7 +225,7 @@ class Stock:
         )
 
 
-def wanted_instances(problem: TierProblem, service: str, top_load: float = SPREAD_LOAD) -> int:
-    """As many as keep each below ``top_load`` on average, and two at least."""
+def wanted_instances(problem: TierProblem, service: str) -> int:
+    """As many as keep each at ``SPREAD_LOAD`` at most on average, and two at least."""
     load = problem.arrivals_per_s(service) * problem.by_name[service].work_s
-    return max(2, math.ceil(load / top_load))
+    return max(2, math.ceil(load / SPREAD_LOAD))
