@@ -92,7 +92,7 @@ def test_the_benchmark_runs_and_says_what_it_left_out(tmp_path: Path) -> None:
         for how in ("rzf", "graph")
         for part in ("", "_gain", "_gain_low", "_gain_high")
     } <= set(result["figures"])
-    assert set(result["settings"]["skipped"]) == {"gcnwmmse", "deepsense", "raytraced"}
+    assert set(result["settings"]["skipped"]) == {"gcnwmmse", "ris_guo", "deepsense", "raytraced"}
     rates = {
         row["method"]: row["sum_rate_bit_per_s_per_hz"]
         for row in result["rows"]

@@ -3,7 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from airlam.bench.beamforming import deepsense, pilots, predicted, raytraced, settings, sumrate
+from airlam.bench.beamforming import (
+    deepsense,
+    pilots,
+    predicted,
+    raytraced,
+    ris,
+    ris_guo,
+    settings,
+    sumrate,
+)
 from airlam.bench.beamforming.foreign import FILE, gcnwmmse_figures
 from airlam.bench.beamforming.training import trained_precoder
 from airlam.llvm import LLVM_REMEDY, good_llvm
@@ -15,9 +24,9 @@ _WMMSE_ITERATIONS = 100
 def run(*, quick: bool, data: Path | None, on_progress: Progress) -> dict[str, Any]:
     """The benchmark's JSON object, without the machine.
 
-    data: a folder with a user's copy of GCN-WMMSE's example, of DeepSense arrays in ``deepsense/``, or both;
-    without it these parts are left out. The graph precoder that the cache lacks is trained first; channels
-    are predicted by the LAM of the prediction benchmark, as it ships.
+    data: a folder with a user's copy of GCN-WMMSE's example, of Guo et al.'s channels, of DeepSense arrays in
+    ``deepsense/``, or several; without it these parts are left out. Precoders that the cache lacks are
+    trained first; channels are predicted by the LAM of the prediction benchmark, as it ships.
     ``SETTING.share_of_wmmse100``, ``SETTING.speedup_vs_wmmse100`` and the others are of the graph precoder
     alone (``settings.BEST``), ``SETTING.graph_lam...`` of the one with a backbone.
     """
@@ -30,11 +39,17 @@ def run(*, quick: bool, data: Path | None, on_progress: Progress) -> dict[str, A
         predicted.QUICK if quick else predicted.FULL, precoders[settings.GRAPH], on_progress
     )
     rows, figures = rows + more, figures | gains
+    more, gains = ris.run_ris(ris.QUICK if quick else ris.FULL, precoders[settings.GRAPH], on_progress)
+    rows, figures = rows + more, figures | gains
     skipped: dict[str, str] = {}
     if data is not None and (data / FILE).exists():
         figures |= gcnwmmse_figures(data / FILE, _WMMSE_ITERATIONS)
     else:
         skipped["gcnwmmse"] = f"--data names no folder with {FILE}"
+    if data is not None and (data / ris_guo.FILE).exists():
+        figures |= ris_guo.guo_figures(data / ris_guo.FILE, ris_guo.NUM_ITERATIONS)
+    else:
+        skipped["ris_guo"] = f"--data names no folder with {ris_guo.FILE}"
     if data is not None and (data / "deepsense").is_dir():
         selected = deepsense.run(data / "deepsense", quick, on_progress)
         rows, figures = rows + selected["rows"], figures | selected["figures"]
