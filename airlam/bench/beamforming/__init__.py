@@ -10,6 +10,7 @@ from airlam.bench.beamforming import (
     raytraced,
     ris,
     ris_guo,
+    sensing,
     settings,
     sumrate,
 )
@@ -37,6 +38,10 @@ def run(*, quick: bool, data: Path | None, on_progress: Progress) -> dict[str, A
     rows, figures = rows + more, figures | gains
     more, gains = predicted.run_predicted(
         predicted.QUICK if quick else predicted.FULL, precoders[settings.GRAPH], on_progress
+    )
+    rows, figures = rows + more, figures | gains
+    more, gains = sensing.run_sensing(
+        sensing.QUICK if quick else sensing.FULL, on_progress, precoders[settings.GRAPH]
     )
     rows, figures = rows + more, figures | gains
     more, gains = ris.run_ris(ris.QUICK if quick else ris.FULL, precoders[settings.GRAPH], on_progress)
