@@ -93,21 +93,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two nodes, told apart by the names that they lend."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "ray" not in sys.modules:  # which reads this when it is imported
-            patch.setenv("RAY_AUTH_MODE", "token")
-            patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        from ray.cluster_utils import Cluster
+    if "ray" not in sys.modules:
+        # read when Ray is imported and kept by this process: clusters of later tests have to find it, too
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        os.environ |= {**token, "RAY_USAGE_STATS_ENABLED": "0"}
+    from ray.cluster_utils import Cluster
 
-        common = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-        started = Cluster(initialize_head=True, head_node_args={**common, "resources": {NODES[0]: 1}})
-        started.other = started.add_node(**common, resources={NODES[1]: 1})
-        try:
-            yield started
-        finally:
-            started.shutdown()
-        gc.collect()  # while warnings are those of this module
+    common = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    started = Cluster(initialize_head=True, head_node_args={**common, "resources": {NODES[0]: 1}})
+    started.other = started.add_node(**common, resources={NODES[1]: 1})
+    try:
+        yield started
+    finally:
+        started.shutdown()
+    gc.collect()  # while warnings are those of this module
 
 
 @dataclass(kw_only=True)
