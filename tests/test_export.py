@@ -6,6 +6,7 @@ import itertools
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import nn
 from airlam.errors import DataError, SpecError
 from airlam.export import report
 from airlam.export.device import DeviceSide, Links
-from airlam.export.manifest import FORMATS, read_manifest
+from airlam.export.manifest import FORMATS, Mode, read_manifest
 from airlam.export.node import ExportedPart, exported_node
 from airlam.export.report import measure_export
 from airlam.export.runtime import DeviceModules
@@ -72,8 +73,11 @@ def links() -> Links:
     return Links(history=history, noise_variance=torch.full((NUM_LINKS,), 0.1), future=future)
 
 
+Exported = Callable[..., Path]
+
+
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Folders by format, tokeniser and the device's blocks, each written once."""
     root = tmp_path_factory.mktemp("exported")
 
@@ -94,7 +98,9 @@ CASES = [*itertools.product(FORMATS, ("patch", "path"), [()]), ("onnx", "patch",
 
 @pytest.mark.parametrize("to, tokenizer, blocks", CASES)
 @pytest.mark.parametrize("mode", ["inference", "training"])
-def test_every_signature_gives_what_torch_gives(exported, to, tokenizer, blocks, mode) -> None:  # type: ignore[no-untyped-def]
+def test_every_signature_gives_what_torch_gives(
+    exported: Exported, to: str, tokenizer: str, blocks: tuple[str, ...], mode: Mode
+) -> None:
     device = DeviceModules(exported(to, tokenizer, blocks), mode)
     signatures = DeviceSide(built(tokenizer), blocks).signatures(mode, links())
     written = [entry for entry in device.manifest.signatures if entry.mode == mode]
@@ -111,14 +117,14 @@ def test_every_signature_gives_what_torch_gives(exported, to, tokenizer, blocks,
             np.testing.assert_allclose(got[name], expected, rtol=0, atol=TOLERANCE * scale, err_msg=name)
 
 
-def test_gradients_of_lora_come_from_blocks_on_the_device(exported) -> None:  # type: ignore[no-untyped-def]
+def test_gradients_of_lora_come_from_blocks_on_the_device(exported: Exported) -> None:
     manifest = read_manifest(exported("onnx", "patch", BLOCKS))
     given = {each.name for each in manifest.signature("embed_step", "training").outputs}
     assert any("layer.0" in name and "lora_A" in name for name in given)
     assert not any("layer.1" in name or "layer.2" in name for name in given)
 
 
-def test_tokens_that_are_not_real_change_nothing(exported) -> None:  # type: ignore[no-untyped-def]
+def test_tokens_that_are_not_real_change_nothing(exported: Exported) -> None:
     folder = exported("onnx", "patch", BLOCKS)
     device, side = DeviceModules(folder), DeviceSide(built("patch"), BLOCKS)
     tokens = built("patch").tokenizer.tokenise(links().history, links().noise_variance)
@@ -157,7 +163,7 @@ def session_of(lam: LAM, folder: Path | None) -> tuple[Session, InProcess]:
 
 
 @pytest.mark.parametrize("to, tokenizer", list(itertools.product(FORMATS, ("patch", "path"))))
-def test_a_split_step_with_the_device_in_files_is_torchs(exported, to, tokenizer) -> None:  # type: ignore[no-untyped-def]
+def test_a_split_step_with_the_device_in_files_is_torchs(exported: Exported, to: str, tokenizer: str) -> None:
     folder = exported(to, tokenizer)
     results = []
     for place in (None, folder):
@@ -182,7 +188,7 @@ def test_a_split_step_with_the_device_in_files_is_torchs(exported, to, tokenizer
         assert (our_output[name] - value).abs().max() <= tolerance * value.abs().max()
 
 
-def test_files_compute_what_the_device_does(exported, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_files_compute_what_the_device_does(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     """With torch's own modules out of order a round still comes through."""
     lam = copy.deepcopy(built("patch"))
     session, transport = session_of(lam, exported("onnx", "patch"))
@@ -201,7 +207,7 @@ def test_files_compute_what_the_device_does(exported, monkeypatch) -> None:  # t
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_the_device_needs_neither_torch_nor_tensorflow(exported, to) -> None:  # type: ignore[no-untyped-def]
+def test_the_device_needs_neither_torch_nor_tensorflow(exported: Exported, to: str) -> None:
     """From a noisy history to the channel, and a training step, in a process of its own."""
     folder = exported(to, "patch")
     code = f"""
@@ -229,7 +235,7 @@ sys.exit(f"imported {{heavy}}" if heavy else 0)
     assert run.returncode == 0, run.stderr
 
 
-def test_new_weights_are_taken_at_the_next_call(exported) -> None:  # type: ignore[no-untyped-def]
+def test_new_weights_are_taken_at_the_next_call(exported: Exported) -> None:
     device = DeviceModules(exported("onnx", "patch"), "training")
     hidden = np.ones((1, 24, 192), np.float32)
     patches = np.ones((1, 24, 4, 1), np.complex64)
@@ -239,7 +245,7 @@ def test_new_weights_are_taken_at_the_next_call(exported) -> None:  # type: igno
     np.testing.assert_allclose(device.run("predict", inputs)["future"] - before, 1.0, atol=1e-5)
 
 
-def test_what_a_signature_cannot_take_is_refused(exported) -> None:  # type: ignore[no-untyped-def]
+def test_what_a_signature_cannot_take_is_refused(exported: Exported) -> None:
     folder = exported("onnx", "patch")
     device = DeviceModules(folder)
     features = np.zeros((2, 24, 9), np.float32)
@@ -263,7 +269,7 @@ def test_what_a_signature_cannot_take_is_refused(exported) -> None:  # type: ign
         exported_node("device", other, folder, lambda p: torch.optim.SGD(p, lr=1.0))
 
 
-def test_files_for_inference_need_no_other_weights(exported, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_files_for_inference_need_no_other_weights(exported: Exported, tmp_path: Path) -> None:
     folder = tmp_path / "device"
     shutil.copytree(exported("onnx", "patch"), folder)
     (folder / "weights.safetensors").unlink()
@@ -273,7 +279,7 @@ def test_files_for_inference_need_no_other_weights(exported, tmp_path: Path) -> 
         DeviceModules(folder, "training")
 
 
-def test_a_damaged_file_is_refused(exported, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_file_is_refused(exported: Exported, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     folder.mkdir()
     for path in exported("onnx", "patch").iterdir():
@@ -296,7 +302,7 @@ def test_the_server_keeps_a_piece_of_the_chain() -> None:
         DeviceSide(built("patch"), ["block.7"])
 
 
-def test_the_report_holds_sizes_errors_and_times(exported, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_the_report_holds_sizes_errors_and_times(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airlam.export.report.NUM_CALLS", 2)
     folder = exported("onnx", "path")
     report = measure_export(DeviceSide(built("path")), links(), folder)
@@ -313,7 +319,9 @@ def test_the_report_holds_sizes_errors_and_times(exported, monkeypatch: pytest.M
     assert "posterior" in report.sentences[-1] and all(each.exported_ms > 0 for each in report.signatures)
 
 
-def test_torchs_functions_are_made_once_for_each_mode(exported, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_torchs_functions_are_made_once_for_each_mode(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made, signatures = list[str](), DeviceSide.signatures
     monkeypatch.setattr(report, "NUM_CALLS", 1)
     monkeypatch.setattr(
@@ -325,7 +333,7 @@ def test_torchs_functions_are_made_once_for_each_mode(exported, monkeypatch: pyt
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_an_export_that_gives_no_numbers_is_refused(
-    exported,  # type: ignore[no-untyped-def]
+    exported: Exported,
     monkeypatch: pytest.MonkeyPatch,
     broken: float,
 ) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from airlam.errors import SpecError
 from airlam.radio.beamforming import wmmse
 from airlam.radio.precoding import regularized_zero_forcing, sum_rate_bit_per_s_per_hz
 from airlam.radio.ris import (
+    JointPrecoder,
     Minorant,
     Streams,
     SurfaceLinks,
@@ -143,7 +145,7 @@ def test_no_step_lowers_the_rate(
 
 
 @pytest.mark.parametrize("optimise", [alternating, accelerated])
-def test_one_user_gets_all_paths_in_phase(optimise) -> None:  # type: ignore[no-untyped-def]
+def test_one_user_gets_all_paths_in_phase(optimise: Callable[..., JointPrecoder]) -> None:
     links = random_links(20, 1, 8, 1)
     r = aligned_reflection(links)
     gain = links.direct.abs()[:, 0, 0] + (links.surface_users[:, 0] * links.base_surface[..., 0]).abs().sum(

@@ -34,10 +34,11 @@ from airlam.specs import (
     ServingSpec,
     spec_to_toml,
 )
+from airlam.tasks.beamforming_predicted import error_tokenizer
 from airlam.tasks.placing import lam_profiles
 from airlam.tasks.run_setting import SETTING_FILE, write_setting
 from airlam.tasks.serving import guarded_lams, services_of
-from airlam.tokens.path_error import POWER, PathErrorTokenizer
+from airlam.tokens.path_error import POWER
 
 FREQUENCIES_HZ = tuple(180e3 * index for index in range(5))
 SETTING = PredictionSetting(
@@ -87,8 +88,7 @@ def monolithic(
     model: PredictivePrecoder, history: torch.Tensor, variance: torch.Tensor, power: torch.Tensor
 ) -> torch.Tensor:
     """W [num_horizon, num_subcarriers, num_bs_ant, num_users] of the model's own forward pass."""
-    paths = model.lam.tokenizer
-    tokens = PathErrorTokenizer(paths, EVERY).tokenise(history, variance)  # type: ignore[arg-type]
+    tokens = error_tokenizer(model.lam, EVERY).tokenise(history, variance)
     tokens = replace(tokens, context={**tokens.context, POWER: power})
     with torch.no_grad():
         found: torch.Tensor = model(tokens, EVERY, torch.full((1,), NOISE_VARIANCE), len(history))

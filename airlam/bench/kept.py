@@ -3,17 +3,19 @@
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from airlam.datasets.generate import generate
 from airlam.datasets.store import ChannelDataset
-from airlam.files import write_json
-from airlam.model.lam import LAM
-from airlam.model.storage import fingerprint
+from airlam.files import whole_file, write_json
+from airlam.model.lam import LAM, count_parameters
+from airlam.model.storage import assign_tensors, fingerprint, read_tensors, trainable_tensors, write_tensors
 from airlam.radio.metrics import Interval
 from airlam.specs import DatasetSpec
 from airlam.tasks.channel_prediction import Progress
@@ -56,6 +58,25 @@ class Shelf:
         lam.save(self.folder / name)
         write_json(self.folder / f"{name}.json", note)
         return note
+
+
+def kept_weights(model: nn.Module, folder: Path, name: str, key: str, train: Callable[[], object]) -> None:
+    """Gives a model the weights kept under ``key``, else keeps those that ``train`` leaves in it.
+
+    Only what trains is kept, as ``<name>.safetensors``, with what it cost in ``<name>.json``; keys are as on
+    a ``Shelf``.
+    """
+    note, weights = folder / f"{name}.json", folder / f"{name}.safetensors"
+    if note.exists() and json.loads(note.read_text()).get("key") == key:
+        assign_tensors(trainable_tensors(model), read_tensors(weights), str(weights))
+        return
+    began_s = time.monotonic()
+    train()
+    with whole_file(weights) as temporary:
+        write_tensors(temporary, trainable_tensors(model))
+    counts = count_parameters(model)
+    cost = {"trainable": counts.trainable, "parameters": counts.total, "seconds": time.monotonic() - began_s}
+    write_json(note, {"key": key, **cost})
 
 
 def ready(lam: LAM) -> LAM:

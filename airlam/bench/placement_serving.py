@@ -39,11 +39,8 @@ _WARM_UP = 0.1  # of the requests counted
 _PILOT = 10**6  # from the seed of what is measured to that of what a placement is chosen by
 # shares of the simulated time, of its classes and servers
 _BURST_CYCLE, _OUTAGE, _NUM_OUTAGES, _NUM_MOMENTS, _MOVES_A_MOMENT = 0.1, 0.05, 2, 20, 0.1
-_ACCESS_LOAD, _ACCESS_SNR, _ACCESS_ANTENNAS = (
-    0.2,
-    100.0,
-    2,
-)  # of the busiest access link where all share a cell
+# the load is the busiest access link's where all share a cell
+_ACCESS_LOAD, _ACCESS_SNR, _ACCESS_ANTENNAS = 0.2, 100.0, 2
 MakeRouter = Callable[[Tables, Placement], Router]
 
 

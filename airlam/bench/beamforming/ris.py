@@ -6,7 +6,6 @@ best start, one element after another and accelerated; the rates after each iter
 is seen what iterations buy. Times are the processor's for one thread, of 64 drops together.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ import torch
 from airlam.bench.beamforming.ris_channels import Shape, draw_links
 from airlam.bench.beamforming.ris_training import SurfaceTraining, trained_surface_precoder
 from airlam.bench.kept import as_dict
+from airlam.bench.timing import best_times_ms
 from airlam.model.graph_precoder import GraphPrecoder
 from airlam.model.ris_precoder import SurfacePrecoder, SurfacePrecoderSpec
 from airlam.radio.beamforming import wmmse
@@ -214,7 +214,7 @@ def _times(
             accelerated, links, 1.0, num_iterations=reached["accelerated"] or scale.num_iterations
         ),
     }
-    times = _best_times_ms(work, scale.repeats)
+    times = best_times_ms(work, scale.repeats)
     row = {
         "setting": setting,
         "batch": scale.timed_drops,
@@ -239,20 +239,3 @@ def iterations_to(course: torch.Tensor, rates: torch.Tensor) -> int | None:
     """
     enough = (course.mean(-1) >= rates.mean()).nonzero()
     return int(enough[0]) + 1 if len(enough) else None
-
-
-def _best_times_ms(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Processor time of one thread, the best turn of ``repeats``, methods taking turns: milliseconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    best = dict.fromkeys(work, float("inf"))
-    try:
-        with torch.inference_mode():
-            for _ in range(repeats + 1):  # the first fills caches, and counts where it is the best
-                for name, act in work.items():
-                    start = time.thread_time()
-                    act()
-                    best[name] = min(best[name], 1e3 * (time.thread_time() - start))
-    finally:
-        torch.set_num_threads(threads)
-    return best

@@ -1,8 +1,6 @@
 """The surface precoder that the benchmark measures: trained on the rate itself, once, and kept."""
 
 import dataclasses
-import json
-import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,13 +11,11 @@ from einops import rearrange
 from torch import nn
 
 from airlam.bench.beamforming.ris_channels import BLOCKED_DB, TX_POWER_DBM, Shape, draw_links
-from airlam.bench.kept import digest
+from airlam.bench.kept import digest, kept_weights
 from airlam.bench.trained import cache_folder
-from airlam.files import whole_file, write_json
 from airlam.model.graph_precoder import GraphPrecoder, gram_of, sum_rates
-from airlam.model.lam import count_parameters
 from airlam.model.ris_precoder import SurfacePrecoder, SurfacePrecoderSpec, build_surface_precoder
-from airlam.model.storage import assign_tensors, fingerprint, read_tensors, trainable_tensors, write_tensors
+from airlam.model.storage import fingerprint
 from airlam.radio.ris import SurfaceLinks, weighted_rate
 from airlam.specs import TrainingSpec, spec_to_dict
 from airlam.tasks.beamforming import LEAST_RATE
@@ -128,22 +124,16 @@ def trained_surface_precoder(
     model.precoder.load_state_dict(start)
     folder = cache_folder() / "beamforming" / name
     key = _key(scale, start)
-    note, weights = folder / f"{_NAME}.json", folder / f"{_NAME}.safetensors"
-    if note.exists() and json.loads(note.read_text()).get("key") == key:
-        assign_tensors(trainable_tensors(model), read_tensors(weights), str(weights))
-        return model.eval()
-    began = time.monotonic()
-    training, validation = _samples(scale)
-    tell = partial(_tell, on_progress)
-    work = folder / "work" / f"{_NAME}-{key}"
-    if fit(model, rate_loss, training, validation, scale.training, work, tell).stop_reason == "interrupted":
-        raise KeyboardInterrupt
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(weights) as temporary:
-        write_tensors(temporary, trainable_tensors(model))
-    counts = count_parameters(model)
-    cost = {"trainable": counts.trainable, "parameters": counts.total, "seconds": time.monotonic() - began}
-    write_json(note, {"key": key, **cost})
+
+    def train() -> None:
+        samples, validation = _samples(scale)
+        work = folder / "work" / f"{_NAME}-{key}"
+        tell = partial(_tell, on_progress)
+        summary = fit(model, rate_loss, samples, validation, scale.training, work, tell, identity=key)
+        if summary.stop_reason == "interrupted":
+            raise KeyboardInterrupt
+
+    kept_weights(model, folder, _NAME, key, train)
     return model.eval()
 
 

@@ -7,7 +7,6 @@ on (``unseen``). All methods know the channels and the targets' directions.
 """
 
 import dataclasses
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ from airlam.bench.beamforming.sensing_training import SensingScale, draw_targets
 from airlam.bench.beamforming.settings import NOISE_VARIANCE, Case, downlink_channels
 from airlam.bench.beamforming.sumrate import TIMED_DROPS
 from airlam.bench.kept import as_dict
+from airlam.bench.timing import best_times_ms
 from airlam.model.graph_precoder import GraphPrecoder
 from airlam.model.sensing_precoder import SensingPrecoder
 from airlam.radio.beamforming import wmmse
@@ -97,15 +97,18 @@ def run_sensing(
     """Rows and figures; plain: the precoder without targets, to compare with where nothing is asked."""
     precoder = trained_sensing_precoder(scale, on_progress)
     rows: list[dict[str, Any]] = []
-    shares: dict[str, dict[str, float]] = {}
+    shares: dict[tuple[str, float], dict[str, float]] = {}
     cells = [(name, share) for name in SEEN | UNSEEN for share in SHARES]
     for number, (setting, share) in enumerate(cells):
         on_progress("rates with targets", number, len(cells), setting)
         cell = drawn_cell(setting, share, scale.test_drops)
-        found = _precoders(cell, precoder, plain)
-        rates = _rates(cell, found)
+        unlit = wmmse(cell.h, NOISE_VARIANCE, num_iterations=100)
+        found = _precoders(cell, unlit, precoder, plain)
+        rates = {name: _rate(cell.h, w) for name, w in found.items()}
+        if share > 0:
+            rates["time_split"] = _time_split(cell, unlit)
         rows += [_row(cell, name, rates, found.get(name)) for name in rates]
-        shares[f"{setting}.{share}"] = {
+        shares[setting, share] = {
             name: mean_interval(rate, rates[REFERENCE]).value for name, rate in rates.items()
         }
     on_progress("rates with targets", len(cells), len(cells), "")
@@ -126,10 +129,14 @@ def drawn_cell(setting: str, share: float, num_drops: int) -> Cell:
     return Cell(setting=setting, share=share, h=h, targets=targets, illumination=(share * most).float())
 
 
-def _precoders(cell: Cell, precoder: SensingPrecoder, plain: GraphPrecoder | None) -> dict[str, torch.Tensor]:
-    """Of one precoder a drop: complex64 [drops, num_bs_ant, num_streams] each."""
+def _precoders(
+    cell: Cell, unlit: torch.Tensor, precoder: SensingPrecoder, plain: GraphPrecoder | None
+) -> dict[str, torch.Tensor]:
+    """Of one precoder a drop: complex64 [drops, num_bs_ant, num_streams] each.
+
+    unlit: WMMSE's for users alone.
+    """
     h, targets, illumination = cell.h, cell.targets, cell.illumination
-    unlit = wmmse(h, NOISE_VARIANCE, num_iterations=100)
     rzf = regularized_zero_forcing(h, NOISE_VARIANCE)
     found = {
         "rzf_projected": illuminate(rzf, targets, illumination),
@@ -150,15 +157,12 @@ def _precoders(cell: Cell, precoder: SensingPrecoder, plain: GraphPrecoder | Non
     return found
 
 
-def _rates(cell: Cell, found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Sum rate of each drop, bit/s/Hz: float32 [drops] each; ``time_split`` joins, which is two precoders."""
-    rates = {name: _rate(cell.h, w) for name, w in found.items()}
-    if cell.share > 0:
-        unlit = wmmse(cell.h, NOISE_VARIANCE, num_iterations=100)
-        beam = full_power_beam(cell.targets, cell.illumination, 1.0, cell.h.shape[1])
-        lost = beam_share(unlit, beam, cell.targets, cell.illumination)
-        rates["time_split"] = (1 - lost) * _rate(cell.h, unlit)
-    return rates
+def _time_split(cell: Cell, unlit: torch.Tensor) -> torch.Tensor:
+    """Sum rate of each drop where the beam has the time that illumination takes, ``unlit`` the rest:
+    float32 [drops].
+    """
+    beam = full_power_beam(cell.targets, cell.illumination, 1.0, cell.h.shape[1])
+    return (1 - beam_share(unlit, beam, cell.targets, cell.illumination)) * _rate(cell.h, unlit)
 
 
 def _rate(h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -183,20 +187,7 @@ def _times_ms(cell: Cell, precoder: SensingPrecoder, repeats: int) -> dict[str, 
         work[f"alternating_{count}"] = partial(
             sensing_wmmse, h, targets, illumination, NOISE_VARIANCE, num_iterations=count
         )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            turns = [{name: _seconds(act) for name, act in work.items()} for _ in range(repeats + 1)]
-    finally:
-        torch.set_num_threads(threads)
-    return {name: 1e3 * min(turn[name] for turn in turns) for name in work}
-
-
-def _seconds(act: Callable[[], object]) -> float:
-    start = time.thread_time()
-    act()
-    return time.thread_time() - start
+    return best_times_ms(work, repeats)
 
 
 def _row(cell: Cell, name: str, rates: dict[str, torch.Tensor], w: torch.Tensor | None) -> dict[str, Any]:
@@ -215,12 +206,12 @@ def _row(cell: Cell, name: str, rates: dict[str, torch.Tensor], w: torch.Tensor 
 
 
 def _figures(
-    rows: list[dict[str, Any]], shares: dict[str, dict[str, float]], times: dict[str, float]
+    rows: list[dict[str, Any]], shares: dict[tuple[str, float], dict[str, float]], times: dict[str, float]
 ) -> dict[str, float]:
     """Worst of the cells, each by the means over its drops."""
 
     def worst(settings: dict[str, Any], name: str = LEARNED) -> float:
-        return min(found[name] for cell, found in shares.items() if cell.rpartition(".0.")[0] in settings)
+        return min(found[name] for (setting, _), found in shares.items() if setting in settings)
 
     lit = [row for row in rows if row.get("method") == LEARNED and "least_illumination_over_required" in row]
     projections = ("rzf_projected", "wmmse_100_projected", "power_split", "time_split")

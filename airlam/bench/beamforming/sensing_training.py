@@ -5,9 +5,7 @@ included. It learns through the rate alone; constraints are met by construction.
 """
 
 import dataclasses
-import json
 import math
-import time
 from typing import Any
 
 import numpy as np
@@ -15,22 +13,23 @@ import torch
 from torch import nn
 
 from airlam.bench.beamforming.settings import TRAINED_USERS
-from airlam.bench.kept import digest
+from airlam.bench.beamforming.training import drawn_pools
+from airlam.bench.kept import digest, kept_weights
 from airlam.bench.trained import cache_folder
-from airlam.files import whole_file, write_json
-from airlam.model.lam import count_parameters
 from airlam.model.sensing_precoder import SensingPrecoder, build_sensing_precoder
-from airlam.model.storage import assign_tensors, read_tensors, trainable_tensors, write_tensors
 from airlam.radio.isac.beam import full_power_beam, largest_illumination
 from airlam.radio.isac.downlinks import SensingDownlinks, normalised
 from airlam.radio.isac.illumination import array_response
 from airlam.specs import ArraySpec, PrecoderSpec, TrainingSpec, spec_to_dict
-from airlam.tasks.beamforming import DownlinkSamples, UserChannels, downlink_spec, draw_users
+from airlam.tasks.beamforming import DownlinkSamples, UserChannels
 from airlam.tasks.channel_prediction import Progress
+from airlam.tasks.runs import describe
 from airlam.training.loop import fit
 
 AZIMUTHS_DEG, ZENITHS_DEG = (-60.0, 60.0), (85.0, 110.0)  # of targets, about the array's boresight
+LEFT_OUT = (12, 24, 40)  # numbers of antennas that no training sample has
 MOST_SHARE = 0.65  # of the illumination that is possible, in training
+_NAME = "sensing"
 _EARLIER_STAGES = 0.3  # weight of the answers before the last
 _LEAST_RATE = 0.5  # bit/s/Hz, so that samples without a usable channel do not rule
 _NONE_SHARE, _UNEQUAL_SHARE = 0.15, 0.5  # of samples where no target asks for anything, or each for its own
@@ -113,9 +112,6 @@ def _array(num_users: int, draw: np.random.Generator) -> tuple[int, int]:
     return fitting[draw.integers(len(fitting))]
 
 
-LEFT_OUT = (12, 24, 40)  # numbers of antennas that no training sample has
-
-
 def _shares(
     num_samples: int, num_targets: int, draw: np.random.Generator
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -140,28 +136,23 @@ def trained_sensing_precoder(scale: SensingScale, on_progress: Progress) -> Sens
     precoder = build_sensing_precoder(scale.spec, seed=scale.training.seed)
     folder = cache_folder() / "beamforming" / scale.name
     key = digest(spec_to_dict(scale.spec), spec_to_dict(scale.training), _data_key(scale))
-    note, weights = folder / "sensing.json", folder / "sensing.safetensors"
-    if note.exists() and json.loads(note.read_text()).get("key") == key:
-        assign_tensors(trainable_tensors(precoder), read_tensors(weights), str(weights))
-        return precoder.eval()
-    began = time.monotonic()
-    samples, validation = samples_of(scale)
-    summary = fit(
-        precoder,
-        rate_loss,
-        samples,
-        validation,
-        scale.training,
-        folder / "work" / f"sensing-{key}",
-        lambda step: on_progress("training with targets", step.step, step.num_steps, ""),
-        identity=key,
-    )
-    if summary.stop_reason == "interrupted":
-        raise KeyboardInterrupt
-    with whole_file(weights) as temporary:
-        write_tensors(temporary, trainable_tensors(precoder))
-    counts = count_parameters(precoder)
-    write_json(note, {"key": key, "parameters": counts.total, "seconds": time.monotonic() - began})
+
+    def train() -> None:
+        samples, validation = samples_of(scale)
+        summary = fit(
+            precoder,
+            rate_loss,
+            samples,
+            validation,
+            scale.training,
+            folder / "work" / f"{_NAME}-{key}",
+            lambda step: on_progress("training with targets", step.step, step.num_steps, describe(step)),
+            identity=key,
+        )
+        if summary.stop_reason == "interrupted":
+            raise KeyboardInterrupt
+
+    kept_weights(precoder, folder, _NAME, key, train)
     return precoder.eval()
 
 
@@ -174,14 +165,9 @@ def _data_key(scale: SensingScale) -> list[Any]:
 
 def samples_of(scale: SensingScale) -> tuple[SensingSamples, SensingSamples]:
     """Training and validation, of drops of their own."""
-    kinds = (
-        downlink_spec("uma", 16, (8, 8)),
-        downlink_spec("uma", 16, (8, 8), los="mixed", pattern="38.901"),
-        downlink_spec("umi", 16, (8, 8)),
-    )
     found = []
     for seed, drops in ((3, scale.pool_drops), (4, max(2, scale.pool_drops // 10))):
-        pool = [draw_users(spec, drops, 10 * seed + kind) for kind, spec in enumerate(kinds)]
+        pool = drawn_pools(drops, seed)
         size = scale.group_size if seed == 3 else max(4, scale.group_size // 16)
         num_groups = scale.num_groups if seed == 3 else min(3 * len(TRAINED_USERS), scale.num_groups)
         found.append(SensingSamples(pool, scale, num_groups, size, seed))

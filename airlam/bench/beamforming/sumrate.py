@@ -5,8 +5,6 @@ all rows, with the backbone and without. Times are the processor's for one threa
 since whatever else runs can only add to them: precoders of 64 drops, from channels to W.
 """
 
-import math
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -23,6 +21,7 @@ from airlam.bench.beamforming.settings import (
     downlink_channels,
 )
 from airlam.bench.kept import as_dict
+from airlam.bench.timing import best_times_ms
 from airlam.model.graph_precoder import GraphPrecoder
 from airlam.radio.beamforming import Cells, dirty_paper_bound, multicell_wmmse, wmmse
 from airlam.radio.metrics import mean_interval
@@ -35,7 +34,6 @@ from airlam.radio.precoding import (
 from airlam.tasks.channel_prediction import Progress
 
 TIMED_DROPS = 64
-_TURN_S = 0.003  # at least, of calls one after another: a precoder serves slot after slot
 
 
 def run_sum_rates(
@@ -106,27 +104,7 @@ def times_ms(h: torch.Tensor, precoders: Mapping[str, GraphPrecoder], repeats: i
         REFERENCE: lambda: wmmse(h, NOISE_VARIANCE, num_iterations=100),
         "wmmse_100_searched": lambda: multicell_wmmse(cells, num_iterations=100),
     }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            calls = {name: math.ceil(_TURN_S / _seconds_a_call(act, 1)) for name, act in work.items()}
-            turns = [
-                {name: _seconds_a_call(act, calls[name]) for name, act in work.items()}
-                for _ in range(repeats)
-            ]
-    finally:
-        torch.set_num_threads(threads)
-    return {name: 1e3 * min(turn[name] for turn in turns) for name in work}
-
-
-def _seconds_a_call(act: Callable[[], object], num_calls: int) -> float:
-    """Processor time of this thread, after a call that fills its caches."""
-    act()
-    start = time.thread_time()
-    for _ in range(num_calls):
-        act()
-    return (time.thread_time() - start) / num_calls
+    return best_times_ms(work, repeats)
 
 
 def _row(setting: str, name: str, found: torch.Tensor, rates: Mapping[str, torch.Tensor]) -> dict[str, Any]:

@@ -1,18 +1,13 @@
 """The graph precoders that the benchmark measures, with a backbone and without: trained once and kept."""
 
-import json
-import time
 from typing import Any
 
 import torch
 
 from airlam.bench.beamforming.settings import GRAPH, PRECODERS, TRAINED_USERS, UNSEEN, Scale
-from airlam.bench.kept import digest
+from airlam.bench.kept import digest, kept_weights
 from airlam.bench.trained import cache_folder
-from airlam.files import whole_file, write_json
 from airlam.model.graph_precoder import GraphPrecoder, build_precoder
-from airlam.model.lam import count_parameters
-from airlam.model.storage import assign_tensors, read_tensors, trainable_tensors, write_tensors
 from airlam.specs import spec_to_dict
 from airlam.tasks.beamforming import (
     DownlinkBatch,
@@ -41,27 +36,21 @@ def trained_precoder(name: str, scale: Scale, on_progress: Progress) -> GraphPre
         training, imitation_steps = scale.backbone_training, 0
     folder = cache_folder() / "beamforming" / scale.name
     key = _key(name, scale)
-    note, weights = folder / f"{name}.json", folder / f"{name}.safetensors"
-    if note.exists() and json.loads(note.read_text()).get("key") == key:
-        assign_tensors(trainable_tensors(precoder), read_tensors(weights), str(weights))
-        return precoder.eval()
-    samples, validation = _samples(scale)
-    began = time.monotonic()
-    tune_precoder(
-        precoder,
-        samples,
-        validation,
-        training,
-        folder / "work" / f"{name}-{key}",
-        imitation_steps=imitation_steps,
-        on_progress=on_progress,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(weights) as temporary:
-        write_tensors(temporary, trainable_tensors(precoder))
-    counts = count_parameters(precoder)
-    cost = {"trainable": counts.trainable, "parameters": counts.total, "seconds": time.monotonic() - began}
-    write_json(note, {"key": key, **cost})
+
+    def train() -> None:
+        samples, validation = _samples(scale)
+        work = folder / "work" / f"{name}-{key}"
+        tune_precoder(
+            precoder,
+            samples,
+            validation,
+            training,
+            work,
+            imitation_steps=imitation_steps,
+            on_progress=on_progress,
+        )
+
+    kept_weights(precoder, folder, name, key, train)
     return precoder.eval()
 
 
@@ -79,22 +68,25 @@ def _data_key(scale: Scale) -> list[Any]:
 
 def _samples(scale: Scale) -> tuple["HeldSamples", "HeldSamples"]:
     """Training and validation, of drops of their own; arrays of up to 8 x 8, none of a test's size."""
-    kinds = (
-        downlink_spec("uma", 16, (8, 8)),
-        downlink_spec("uma", 16, (8, 8), los="mixed", pattern="38.901"),
-        downlink_spec("umi", 16, (8, 8)),
-    )
     found = []
     for seed, drops in ((1, scale.pool_drops), (2, max(2, scale.pool_drops // 10))):
-        pool: list[UserChannels] = [
-            draw_users(spec, drops, 10 * seed + kind) for kind, spec in enumerate(kinds)
-        ]
+        pool = drawn_pools(drops, seed)
         num_groups = scale.num_groups if seed == 1 else min(len(TRAINED_USERS), scale.num_groups)
         users = tuple(TRAINED_USERS[group % len(TRAINED_USERS)] for group in range(num_groups))
         size = scale.group_size if seed == 1 else max(4, scale.group_size // 16)
         drawn = DownlinkSamples(pool=pool, num_users=users, group_size=size, seed=seed, left_out=_TEST_SIZES)
         found.append(HeldSamples(drawn))
     return found[0], found[1]
+
+
+def drawn_pools(drops: int, seed: int) -> list[UserChannels]:
+    """Users that training schedules from, of three kinds of cell, before an array of 8 x 8."""
+    kinds = (
+        downlink_spec("uma", 16, (8, 8)),
+        downlink_spec("uma", 16, (8, 8), los="mixed", pattern="38.901"),
+        downlink_spec("umi", 16, (8, 8)),
+    )
+    return [draw_users(spec, drops, 10 * seed + kind) for kind, spec in enumerate(kinds)]
 
 
 class HeldSamples:

@@ -23,9 +23,8 @@ from airlam.radio.beamforming.wmmse import Start, first_precoder, urgency_and_lo
 from airlam.radio.isac.beam import full_power_beam
 from airlam.radio.isac.illumination import with_beam
 
-_STAYING = (
-    1e-4  # of the step's curvature: what keeps it near, and gives it a part along a target nobody hears
-)
+# of the step's curvature: what keeps it near, and gives it a part along a target nobody hears
+_STAYING = 1e-4
 _MAX_STEPS = 60  # 2 to 6 are needed
 
 
