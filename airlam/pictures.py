@@ -14,7 +14,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from airlam.results import BLER, SUM_RATE, THROUGHPUT, EvaluationResult, Kind, PredictionRow, Row
+from airlam.results import (
+    BLER,
+    POWER_LOSS,
+    SUM_RATE,
+    THROUGHPUT,
+    BeamRow,
+    EvaluationResult,
+    Kind,
+    PredictionRow,
+    Row,
+)
 
 _MAX_CURVES_PER_KIND = 4  # a figure with more lines cannot be read; the tables have all
 
@@ -72,6 +82,9 @@ def _drawn(result: EvaluationResult, kind: Kind) -> list[str]:
     for row in result.prediction:
         if row.method in errors and row.group == "all" and row.metric == "nmse_pooled":
             errors[row.method].append(row.value)
+    for beams in result.beams:
+        if beams.reference is None and beams.metric == POWER_LOSS:
+            errors.setdefault(beams.method, []).append(beams.value)
     in_link = {row.method for row in result.link}
 
     def rank(name: str) -> tuple[bool, float]:
@@ -105,6 +118,9 @@ def pictures(result: EvaluationResult) -> list[Picture]:
          True, _by_snr(link[BLER])),
         ("Throughput", "transmit SNR, dB", "delivered bit/s/Hz", "At one modulation and code rate.",
          False, _by_snr(link[THROUGHPUT])),
+        ("Power lost", "sweeps ahead", "dB", "Against the best beam of each sweep.", False,
+         _by_step(result.beams, POWER_LOSS)),
+        ("Best beam chosen", "sweeps ahead", "share of sweeps", "", False, _by_step(result.beams, "top1")),
     ]  # fmt: skip
     figures = [
         Picture(title=title, caption=caption, svg=_curves(result, title, x, y, log, points))
@@ -133,6 +149,11 @@ def _by_snr(rows: Iterable[Row]) -> list[_Point]:
 def _by_group(rows: Iterable[PredictionRow], axis: str) -> list[_Point]:
     own = [row for row in rows if row.group.startswith(f"{axis}=")]
     return [(row.method, float(row.group.partition("=")[2]), row.value, row.low, row.high) for row in own]
+
+
+def _by_step(rows: Iterable[BeamRow], metric: str) -> list[_Point]:
+    own = [row for row in rows if row.metric == metric and row.reference is None]
+    return [(row.method, row.step, row.value, row.low, row.high) for row in own]
 
 
 def _curves(

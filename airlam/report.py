@@ -17,10 +17,12 @@ from airlam.files import whole_file, write_json
 from airlam.pictures import pictures
 from airlam.results import (
     BLER,
+    POWER_LOSS,
     SHARE,
     SUM_RATE,
     TARGET_BLER,
     THROUGHPUT,
+    BeamRow,
     EvaluationResult,
     Method,
     Row,
@@ -36,6 +38,10 @@ _METRIC_LABELS = {
     THROUGHPUT: "Throughput, bit/s/Hz",
     BLER: "Block error rate",
     "ber": "Bit error rate after decoding",
+    POWER_LOSS: "Power lost against the best beam, dB",
+    "top1": "Share of sweeps whose best beam is chosen",
+    "top3": "Share of sweeps whose best beam is among the first three",
+    "within_one": "Share of sweeps whose best beam is chosen or next to the chosen one",
 }
 
 
@@ -49,16 +55,16 @@ def write_report(result: EvaluationResult, folder: Path) -> Path:
 
 
 def text_table(result: EvaluationResult) -> Group:
-    """The report for a rich console: errors, rates, block errors, then the headline."""
+    """The report for a rich console: errors, rates, block errors, beams, then the headline."""
     parts: list[Table | Text] = []
-    for metric in ("nmse_pooled", SUM_RATE, SHARE, BLER):
-        grid, lines = _table(result, metric)
+    for metric in ("nmse_pooled", SUM_RATE, SHARE, BLER, POWER_LOSS, "top1"):
+        columns, lines = _table(result, metric)
         if not lines:
             continue
         table = Table(title=_METRIC_LABELS[metric], title_justify="left")
         table.add_column("method")
-        for snr_db in grid:
-            table.add_column(f"{snr_db:g} dB", justify="right")
+        for column in columns:
+            table.add_column(column, justify="right")
         for method, cells in lines:
             texts = ["" if row is None else _number(row.value) for row in cells]
             table.add_row(Text(method.label), *texts, style="bold" if method.kind == "lam" else None)
@@ -86,14 +92,20 @@ def render_html(result: EvaluationResult) -> str:
 
 def _table(
     result: EvaluationResult, metric: str
-) -> tuple[list[float], list[tuple[Method, list[Row | None]]]]:
-    """SNRs, and for each method that has the metric its rows at these SNRs."""
+) -> tuple[list[str], list[tuple[Method, list[Row | BeamRow | None]]]]:
+    """What the columns are of, and for each method that has the metric its rows there."""
     overall = [row for row in result.prediction if row.group == "all"]
     scores: list[Row] = [*overall, *result.link]
-    rows = {(row.method, row.snr_db): row for row in scores if row.metric == metric}
-    grid = sorted({snr_db for _, snr_db in rows})
-    lines = [(method, [rows.get((method.name, snr_db)) for snr_db in grid]) for method in result.methods]
-    return grid, [line for line in lines if any(line[1])]
+    beams = [row for row in result.beams if row.reference is None]
+    rows: dict[tuple[str, float], Row | BeamRow] = {
+        (row.method, row.snr_db): row for row in scores if row.metric == metric
+    }
+    rows |= {(row.method, row.step): row for row in beams if row.metric == metric}
+    grid = sorted({place for _, place in rows})
+    ahead = any(row.metric == metric for row in beams)
+    columns = [f"{place:g} ahead" if ahead else f"{place:g} dB" for place in grid]
+    lines = [(method, [rows.get((method.name, place)) for place in grid]) for method in result.methods]
+    return columns, [line for line in lines if any(line[1])]
 
 
 def _number(value: float) -> str:

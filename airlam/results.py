@@ -14,6 +14,7 @@ Kind = Literal["classical", "learned", "lam", "bound"]
 KINDS: tuple[Kind, ...] = ("classical", "learned", "lam", "bound")
 SUM_RATE, BLER, THROUGHPUT = "sum_rate_bit_per_s_per_hz", "bler", "throughput_bit_per_s_per_hz"
 SHARE = "share_of_wmmse_100"  # of its sum rate
+POWER_LOSS = "power_loss_db"
 POOLED_NMSE = "pooled NMSE"  # what rounds are measured by where nothing else is named
 TARGET_BLER = 0.1  # where links are operated by custom
 
@@ -61,6 +62,23 @@ class LinkRow:
 
 
 Row = PredictionRow | LinkRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamRow:
+    """One figure of one method's beams ``step`` sweeps ahead, with its 95 % interval over passes.
+
+    metric: "power_loss_db", or "top1", "top3" or "within_one", shares of windows. reference: the method whose
+    figure has been taken from this one's, window by window; None: the figure itself.
+    """
+
+    method: str
+    step: int
+    metric: str
+    value: float
+    low: float
+    high: float
+    reference: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +147,7 @@ class EvaluationResult:
     prediction: tuple[PredictionRow, ...] = ()
     link: tuple[LinkRow, ...] = ()
     gains: tuple[GainRow, ...] = ()
+    beams: tuple[BeamRow, ...] = ()
     snr_db_at_target_bler: dict[str, float | None] = field(default_factory=dict)
     user_nmse: dict[str, tuple[float, ...]] = field(default_factory=dict)
     training: tuple[TrainingRow, ...] = ()
@@ -144,10 +163,11 @@ class EvaluationResult:
         for method in self.methods:
             if method.kind not in KINDS:
                 raise SpecError(f"method {method.name!r} is of kind {method.kind!r}; expected one of {KINDS}")
-        scores: list[Row] = [*self.prediction, *self.link]
-        rows: list[Row | GainRow | CostRow] = [*scores, *self.gains, *self.cost]
+        scores: list[Row | BeamRow] = [*self.prediction, *self.link, *self.beams]
+        rows: list[Row | BeamRow | GainRow | CostRow] = [*scores, *self.gains, *self.cost]
         scored = {row.method for row in scores}
-        named = {row.method for row in rows} | {row.reference for row in self.gains}
+        compared = [row.reference for row in (*self.gains, *self.beams)]
+        named = {row.method for row in rows} | {name for name in compared if name is not None}
         unknown = (named | set(self.user_nmse) | set(self.snr_db_at_target_bler)) - set(names)
         if unknown:
             raise SpecError(
@@ -174,6 +194,7 @@ class EvaluationResult:
             "prediction": PredictionRow,
             "link": LinkRow,
             "gains": GainRow,
+            "beams": BeamRow,
             "training": TrainingRow,
             "network": NetworkRow,
             "cost": CostRow,
@@ -181,6 +202,7 @@ class EvaluationResult:
         try:
             values = json.loads(path.read_text())
             del values["headline"]
+            values.setdefault("beams", ())  # older versions knew none
             for name, kind in kinds.items():
                 values[name] = tuple(kind(**row) for row in values[name])
             values["user_nmse"] = {name: tuple(v) for name, v in values["user_nmse"].items()}
@@ -202,11 +224,17 @@ class Headline:
 
 
 def headline(result: EvaluationResult) -> Headline:
-    """The LAM against the best classical method: prediction error, sum rate, SNR for the target BLER.
+    """The LAM against the best classical method: prediction error, sum rate, SNR for the target BLER, beams.
 
-    Each is taken at the middle of its SNRs, and the best classical method is chosen by that same figure.
+    Each is taken at the middle of its SNRs, beams at the last sweep ahead, and the best classical method is
+    chosen by that same figure.
     """
-    parts = [_prediction_headline(result), _rate_headline(result), _bler_headline(result)]
+    parts = [
+        _prediction_headline(result),
+        _rate_headline(result),
+        _bler_headline(result),
+        _beam_headline(result),
+    ]
     present = [part for part in parts if part is not None]
     sentences = tuple(sentence for sentence, _ in present)
     figures = {name: value for _, part in present for name, value in part.items()}
@@ -277,6 +305,35 @@ def _bler_headline(result: EvaluationResult) -> Sentence | None:
     return sentence, {"snr_at_bler.lam_db": lam[0], "snr_at_bler.best_classical_db": classical[0]}
 
 
+def _beam_headline(result: EvaluationResult) -> Sentence | None:
+    step = max((row.step for row in result.beams), default=0)
+    kinds = {method.name: method.kind for method in result.methods}
+    lost = [row for row in result.beams if (row.step, row.metric, row.reference) == (step, POWER_LOSS, None)]
+    lam, classical = (
+        min((row for row in lost if kinds[row.method] == kind), key=lambda row: row.value, default=None)
+        for kind in ("lam", "classical")
+    )
+    if lam is None or classical is None:
+        return None
+    difference_db = lam.value - classical.value
+    certainty = next(
+        (
+            _interval_text(row)
+            for row in result.beams
+            if (row.method, row.reference, row.step) == (lam.method, classical.method, step)
+        ),
+        "",
+    )
+    sentence = (
+        f"Beams, {step} sweep{'s' if step > 1 else ''} ahead: {result.label(lam.method)} loses "
+        f"{lam.value:.3f} dB of the best beam's power, {abs(difference_db):.3f} dB "
+        f"{'less' if difference_db <= 0 else 'more'} than {result.label(classical.method)}, the best "
+        f"classical method{certainty}."
+    )
+    figures = {"beams.lam_db": lam.value, "beams.best_classical_db": classical.value}
+    return sentence, figures | {"beams.difference_db": difference_db, "beams.step": float(step)}
+
+
 def _contest(
     result: EvaluationResult, rows: list[Any], *, largest: bool
 ) -> tuple[float, Row | None, Row | None]:
@@ -302,6 +359,11 @@ def _certainty(result: EvaluationResult, lam: Row, classical: Row) -> str:
             lam.metric,
             lam.snr_db,
         ):
-            open_question = "; no clear difference" if gain.low <= 0 <= gain.high else ""
-            return f"; 95 % interval of the difference {gain.low:.4g} to {gain.high:.4g}{open_question}"
+            return _interval_text(gain)
     return ""
+
+
+def _interval_text(difference: GainRow | BeamRow) -> str:
+    low, high = difference.low, difference.high
+    open_question = "; no clear difference" if low <= 0 <= high else ""
+    return f"; 95 % interval of the difference {low:.4g} to {high:.4g}{open_question}"

@@ -13,12 +13,12 @@ import torch
 from einops import rearrange, repeat
 
 from airlam.datasets.store import ChannelDataset
-from airlam.model.beam_selection import BeamHead, BeamLAM, build_beam_lam
+from airlam.model.beam_selection import BeamLAM
+from airlam.model.lam_beams import LamBeams
 from airlam.model.storage import assign_tensors, trainable_tensors
 from airlam.radio.beam_fitted import Fingerprint, KalmanBeam, PositionMap
 from airlam.radio.beam_regression import PowerStack
 from airlam.radio.beam_selection import (
-    BeamHistory,
     BeamPredictor,
     BeamRecording,
     BeamWindows,
@@ -27,17 +27,14 @@ from airlam.radio.beam_selection import (
     split_by_pass,
 )
 from airlam.specs import ModelSpec, TrainingSpec
-from airlam.tokens.beams import BeamTokenizer
+from airlam.tasks.runs import describe
+from airlam.tokens.beam_history import BeamScales, tokenise_history
 from airlam.tokens.modality import ModalityTokens
-from airlam.tokens.position import PositionTokenizer
 from airlam.tokens.sensors import SensorTokenizer
-from airlam.tokens.track import TrackTokenizer
 from airlam.training.loop import fit
+from airlam.training.metrics import TrainingSummary
 
-FLOOR_DB = 12.0  # below the strongest beam of a measured sweep little but side lobes and noise is left
 NUM_VALIDATION_PARTS = 5  # one in so many training passes is held out to choose the weights
-_LEAST_EXPECTED = 1e-3  # a regression may expect less than no power
-_NEAREST_M = 1.0
 _PREDICT_BATCH = 512
 
 
@@ -85,13 +82,21 @@ class BeamSamples:
     relative_power: torch.Tensor
 
     @staticmethod
-    def of(training: BeamWindows, stack: PowerStack, tokenizer: SensorTokenizer) -> "BeamSamples":
-        """Of the windows that the stack was fitted to."""
-        expected = stack.left_out  # [n, experts, num_ahead, num_beams]
+    def of(
+        windows: BeamWindows,
+        stack: PowerStack,
+        tokenizer: SensorTokenizer,
+        expected: torch.Tensor | None = None,
+    ) -> "BeamSamples":
+        """expected: what the stack's regressions expect, float64 [n, experts, num_ahead, num_beams]; None: of
+        the windows that they were fitted to, what is expected without their own pass.
+        """
+        if expected is None:
+            expected = stack.left_out
         return BeamSamples(
-            tokens=tokenise_history(tokenizer, training.history, stack.combine(expected)),
+            tokens=tokenise_history(tokenizer, windows.history, stack.combine(expected)),
             expected=expected.float(),
-            relative_power=training.relative_power.float(),
+            relative_power=windows.relative_power.float(),
         )
 
     def __len__(self) -> int:
@@ -111,51 +116,6 @@ class BeamSamples:
         return BeamSamples(tokens=part.tokens, expected=part.expected, relative_power=part.relative_power)
 
 
-def beam_tokenizer(training: BeamWindows) -> SensorTokenizer:
-    """The sensor-to-token mapper of the task, its scales those of the training positions.
-
-    A token is a sweep, those ahead as the stack expects them, or the user's track.
-    """
-    history = training.history
-    position_m = history.position_m[..., :2].flatten(0, 1)  # [n * num_past, 2]
-    low, high = position_m.amin(dim=0), position_m.amax(dim=0)
-    center, half = (low + high) / 2, ((high - low) / 2).clamp_min(_NEAREST_M)
-    step_m = (history.position_m[:, -1] - history.position_m[:, 0]).norm(dim=-1).mean().item()
-    num_past = history.power.shape[1]
-    position = PositionTokenizer(
-        center_m=(center[0].item(), center[1].item(), 0.0),
-        scale_m=(half[0].item(), half[1].item(), _NEAREST_M),
-        array_height_m=0.0,
-        array_yaw_rad=0.0,
-    )
-    return SensorTokenizer(
-        {
-            "beams": BeamTokenizer(
-                num_past=num_past + training.num_ahead, num_beams=training.num_beams, floor_db=FLOOR_DB
-            ),
-            "position": TrackTokenizer(position=position, num_past=num_past, step_m=max(step_m, _NEAREST_M)),
-        },
-        {"beams": 1.0, "position": 1.0},
-    )
-
-
-def tokenise_history(
-    tokenizer: SensorTokenizer, history: BeamHistory, expected: torch.Tensor
-) -> dict[str, ModalityTokens]:
-    """Tokens of past sweeps, of expected ones, and of the track; expected: float64 [n, num_ahead, beams]."""
-    past = history.power / history.power.amax(dim=(1, 2), keepdim=True)
-    sweeps = torch.cat([past, expected.clamp_min(_LEAST_EXPECTED)], dim=1).float()
-    num_windows = len(history)
-    readings: dict[str, torch.Tensor] = {
-        "beam_power": sweeps[:, None],
-        "gnss_position_m": history.position_m.float()[:, None],
-    }
-    for stem in ("beam", "gnss"):
-        readings[f"{stem}_present"] = torch.ones(num_windows, 1, dtype=torch.bool)
-        readings[f"{stem}_age_s"] = torch.zeros(num_windows, 1)
-    return tokenizer.tokenise_readings(readings, num_windows, 1)
-
-
 def beam_loss(model: torch.nn.Module, batch: BeamBatch) -> torch.Tensor:
     """The expected share of power lost, were the beam drawn from the LAM's distribution.
 
@@ -164,29 +124,6 @@ def beam_loss(model: torch.nn.Module, batch: BeamBatch) -> torch.Tensor:
     share = model(batch.tokens, batch.expected).softmax(dim=-1)  # [batch, num_ahead, num_beams]
     kept: torch.Tensor = (share * batch.relative_power).sum(dim=-1).mean(dim=-1)  # [batch]
     return 1 - kept
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LamBeams:
-    """The LAM behind its experts; implements ``BeamPredictor``."""
-
-    stack: PowerStack
-    tokenizer: SensorTokenizer
-    lam: BeamLAM
-    name: str = "lam"
-
-    def predict(self, history: BeamHistory) -> torch.Tensor:
-        """See ``BeamPredictor``; scores are log-odds."""
-        expected = self.stack.expect(history)  # [n, experts, num_ahead, num_beams]
-        tokens = tokenise_history(self.tokenizer, history, self.stack.combine(expected))
-        scores = torch.empty(len(history), *expected.shape[2:], dtype=torch.float64)
-        self.lam.eval()
-        with torch.no_grad():
-            for start in range(0, len(history), _PREDICT_BATCH):
-                index = torch.arange(start, min(start + _PREDICT_BATCH, len(history)))
-                some = {name: each.select(index) for name, each in tokens.items()}
-                scores[index] = self.lam(some, expected[index].float()).double()
-        return scores
 
 
 def tune_beams(
@@ -202,44 +139,52 @@ def tune_beams(
     A fifth of the passes, at least one, chooses the weights; those that the LAM started with are among the
     choices. ``folder`` receives the training loop's files.
     """
-    tokenizer = beam_tokenizer(training)
-    lam = build_beam_lam(
-        model,
-        tokenizer,
-        lambda width: BeamHead(width=width, num_ahead=training.num_ahead, weights=stack.weights),
-        seed=spec.seed,
-    )
+    found = LamBeams.untuned(stack, BeamScales.of(training), model, seed=spec.seed)
+    held_out = held_out_passes(training, spec.seed)
+    samples = BeamSamples.of(training, stack, found.scales.tokenizer())
+    parts = samples.select(~held_out), samples.select(held_out)
+    fit_or_keep(found.lam, *parts, spec, folder, on_progress)
+    return found
+
+
+def held_out_passes(training: BeamWindows, seed: int) -> torch.Tensor:
+    """Windows of the training passes that choose the weights, a fifth or at least one: bool [n]."""
     num_passes = len(training.sequence.unique())  # type: ignore[no-untyped-call]
-    held_out = split_by_pass(training.sequence, min(NUM_VALIDATION_PARTS, num_passes), spec.seed)[0]
-    fit_or_keep(lam, BeamSamples.of(training, stack, tokenizer), held_out, spec, folder, on_progress)
-    return LamBeams(stack=stack, tokenizer=tokenizer, lam=lam)
+    return split_by_pass(training.sequence, min(NUM_VALIDATION_PARTS, num_passes), seed)[0]
 
 
 def fit_or_keep(
     lam: BeamLAM,
-    samples: BeamSamples,
-    held_out: torch.Tensor,
+    training: BeamSamples,
+    validation: BeamSamples,
     spec: TrainingSpec,
     folder: Path,
     on_progress: Callable[[str, int, int, str], None],
-) -> None:
-    """Tunes in place on all samples but those held out (bool [n]), unless it does worse on these then."""
-    validation = samples.select(held_out)
+    identity: str = "",
+) -> tuple[TrainingSummary, bool]:
+    """Tunes in place, unless it does worse on validation samples then; whether the tuned weights stayed.
+
+    identity: see ``fit``. KeyboardInterrupt, with a checkpoint, where the user interrupts.
+    """
     before = {name: value.clone() for name, value in trainable_tensors(lam).items()}
     loss_before = mean_loss(lam, validation)
     summary = fit(
         lam,
         beam_loss,
-        samples.select(~held_out),
+        training,
         validation,
         spec,
         folder,
-        lambda step: on_progress("tuning on beams", step.step, step.num_steps, f"loss {step.loss:.4f}"),
+        lambda step: on_progress("tuning on beams", step.step, step.num_steps, describe(step)),
+        identity=identity,
     )
     if summary.stop_reason == "interrupted":
         raise KeyboardInterrupt
-    if mean_loss(lam, validation) >= loss_before:
+    lam.cpu()
+    is_better = mean_loss(lam, validation) < loss_before
+    if not is_better:
         assign_tensors(trainable_tensors(lam), before, "the weights before tuning")
+    return summary, is_better
 
 
 def mean_loss(lam: BeamLAM, samples: BeamSamples) -> float:

@@ -16,17 +16,11 @@ from airlam.errors import DataError
 from airlam.model.beam_selection import BeamLAM
 from airlam.model.sensor_beams import build_sensor_beam_lam
 from airlam.radio.beam_regression import KERNELS, PowerKernel, PowerStack
-from airlam.radio.beam_selection import BeamWindows, cut_windows, split_by_pass, window_starts
+from airlam.radio.beam_selection import BeamWindows, cut_windows, window_starts
 from airlam.specs import ModelSpec, TrainingSpec
 from airlam.specs.sensors import SENSOR_READINGS, presence_and_age
-from airlam.tasks.beam_selection import (
-    NUM_VALIDATION_PARTS,
-    BeamSamples,
-    beam_tokenizer,
-    fit_or_keep,
-    recording_of,
-    tokenise_history,
-)
+from airlam.tasks.beam_selection import BeamSamples, fit_or_keep, held_out_passes, recording_of
+from airlam.tokens.beam_history import BeamScales, tokenise_history
 from airlam.tokens.modality import ModalityTokens
 from airlam.tokens.sensors import SensorTokenizer
 
@@ -128,7 +122,7 @@ class SensorReader:
     def fitted(training: SensorWindows, sensors: Sequence[str]) -> "SensorReader":
         """With the regressions that these sensors allow."""
         windows = training.windows
-        history = beam_tokenizer(windows)
+        history = BeamScales.of(windows).tokenizer()
         every = {**history.tokenizers, **training.tokenizer.tokenizers}
         return SensorReader(
             sensors=tuple(sensors),
@@ -196,7 +190,6 @@ def tune_sensor_beams(
         weights=reader.stack.weights,
         seed=spec.seed,
     )
-    num_passes = len(windows.sequence.unique())  # type: ignore[no-untyped-call]
-    held_out = split_by_pass(windows.sequence, min(NUM_VALIDATION_PARTS, num_passes), spec.seed)[0]
-    fit_or_keep(lam, samples, held_out, spec, folder, on_progress)
+    held_out = held_out_passes(windows, spec.seed)
+    fit_or_keep(lam, samples.select(~held_out), samples.select(held_out), spec, folder, on_progress)
     return SensorBeams(reader=reader, scales=scales, lam=lam)

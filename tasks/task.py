@@ -17,6 +17,7 @@ from airlam.training.metrics import TrainingSummary
 _MODULES = {
     "channel_prediction": "airlam.tasks.prediction_run",
     "beamforming": "airlam.tasks.beamforming_run",
+    "beam_selection": "airlam.tasks.beam_selection_run",
 }
 
 

@@ -30,13 +30,8 @@ from airlam.radio.beam_selection import (
     summarise_beams,
 )
 from airlam.specs import ModelSpec, TrainingSpec
-from airlam.tasks.beam_selection import (
-    beam_tokenizer,
-    classical_predictors,
-    recording_of,
-    tokenise_history,
-    tune_beams,
-)
+from airlam.tasks.beam_selection import classical_predictors, recording_of, tune_beams
+from airlam.tokens.beam_history import BeamScales, tokenise_history
 from airlam.tokens.position import PositionTokenizer
 from airlam.tokens.track import TrackTokenizer
 
@@ -266,7 +261,7 @@ def test_track_token_tells_where_and_how_fast() -> None:
 
 
 def test_tokens_ignore_the_level_of_the_powers() -> None:
-    tokenizer = beam_tokenizer(WINDOWS)
+    tokenizer = BeamScales.of(WINDOWS).tokenizer()
     louder = BeamHistory(power=1e-6 * WINDOWS.history.power, position_m=WINDOWS.history.position_m)
     one, other = (tokenise_history(tokenizer, h, WINDOWS.relative_power) for h in (WINDOWS.history, louder))
     assert one["beams"].features.shape[1] == 8 + 3 and one["position"].features.shape[1] == 1

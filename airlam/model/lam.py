@@ -138,7 +138,7 @@ class LAM(nn.Module):
     def save(self, folder: Path) -> None:
         """Writes the LAM's spec and tuned weights; appears whole or not at all."""
         with whole_folder(folder) as temporary:
-            (temporary / _SPEC_FILE).write_text(spec_to_toml(self.spec))
+            write_model_spec(self.spec, temporary)
             save_tuned(self, self.spec, temporary)
 
     def load(self, folder: Path) -> None:
@@ -151,6 +151,11 @@ class LAM(nn.Module):
     def tensors_around(self) -> State:
         """Embedding and heads: all but the backbone."""
         return {name: t for name, t in self.state_dict().items() if not name.startswith("backbone.")}
+
+
+def write_model_spec(spec: ModelSpec, folder: Path) -> None:
+    """Has ``read_model_spec`` find the spec of what is saved in this folder."""
+    (folder / _SPEC_FILE).write_text(spec_to_toml(spec))
 
 
 def read_model_spec(folder: Path) -> ModelSpec:

@@ -4,13 +4,14 @@ Kernel ridge regression needs no training by steps, and what it would have expec
 seen it follows in closed form: whatever learns from its expectations can be given honest ones.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
 
 import scipy.optimize
 import torch
 from einops import einsum, rearrange
 
+from airlam.errors import DataError
 from airlam.radio.beam_fitted import mean_square, patterns_db, power_kept, predicted_track_m
 from airlam.radio.beam_selection import BeamHistory, BeamWindows, extrapolate
 
@@ -49,7 +50,7 @@ class PowerRegression:
 
     P(x) = M(x) + k(x, X) (K + noise I)^-1 (Y - M(X)), the mean of a Gaussian process with mean M (Rasmussen
     and Williams, 2006, eq. 2.38). ``left_out``: for each training window what the fit to the other passes
-    expects, float64 [n, num_ahead, num_beams].
+    expects, float64 [n, num_ahead, num_beams]; of none where the regression was read from tensors.
     """
 
     kernel: PowerKernel
@@ -108,6 +109,91 @@ class PowerStack:
     def combine(self, expected: torch.Tensor) -> torch.Tensor:
         """The weighted sum over experts: [n, experts, num_ahead, num_beams] to [n, num_ahead, num_beams]."""
         return einsum(expected, self.weights, "n e a b, e -> n a b")
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that ``predict`` needs, by name; ``left_out`` is not among it."""
+        history = self.experts[0].training
+        found = {
+            "power": history.power,
+            "position_m": history.position_m,
+            "weights": self.weights,
+            "best": torch.tensor(self.experts.index(self.best)),
+            "kernels": torch.tensor([astuple(e.kernel) for e in self.experts], dtype=torch.float64),
+        }
+        for index, expert in enumerate(self.experts):
+            found[f"{index}.weights"], found[f"{index}.constant"] = expert.weights, expert.mean.constant
+            if expert.mean.profile is not None:
+                found[f"{index}.profile"] = expert.mean.profile
+        return found
+
+    @staticmethod
+    def from_tensors(given: Mapping[str, torch.Tensor], where: str) -> "PowerStack":
+        """Of what ``tensors`` gave; DataError naming ``where`` for anything else."""
+        kernels = [
+            PowerKernel(pattern=pattern, line=line, place=place, noise=noise, around_line=bool(around_line))
+            for pattern, line, place, noise, around_line in _table(given, "kernels", where, 5).tolist()
+        ]
+        sizes = _stack_sizes(given, kernels, where)
+        for name in {*sizes} | {*given}:
+            found = None if name not in given else (tuple(given[name].shape), given[name].dtype)
+            expected = None if name not in sizes else (sizes[name], _dtype(name))
+            if found != expected:
+                raise DataError(
+                    f"{where}: {name} is {found}, expected {expected}; it holds no such regressions"
+                )
+        if not all(value.isfinite().all() for value in given.values()):
+            raise DataError(f"{where}: a value is not finite; it is damaged")
+        history = BeamHistory(power=given["power"], position_m=given["position_m"])
+        none = given["0.constant"].new_zeros(0, *given["0.constant"].shape)
+        experts = tuple(
+            PowerRegression(
+                kernel=kernel,
+                training=history,
+                mean=_Mean(constant=given[f"{index}.constant"], profile=given.get(f"{index}.profile")),
+                weights=given[f"{index}.weights"],
+                left_out=none,
+            )
+            for index, kernel in enumerate(kernels)
+        )
+        best = int(given["best"])
+        if not 0 <= best < len(experts):
+            raise DataError(f"{where}: best is {best}; expected 0 to {len(experts) - 1}")
+        return PowerStack(experts=experts, weights=given["weights"], best=experts[best])
+
+
+def _dtype(name: str) -> torch.dtype:
+    return torch.int64 if name == "best" else torch.float64
+
+
+def _table(given: Mapping[str, torch.Tensor], name: str, where: str, num_columns: int) -> torch.Tensor:
+    """A matrix of so many columns and at least a row."""
+    value = given.get(name)
+    if value is None or value.ndim != 2 or not len(value) or value.shape[1] != num_columns:
+        raise DataError(f"{where} lacks {name} [rows, {num_columns}]; it holds no such regressions")
+    return value
+
+
+def _stack_sizes(
+    given: Mapping[str, torch.Tensor], kernels: Sequence[PowerKernel], where: str
+) -> dict[str, tuple[int, ...]]:
+    """The shape that each tensor of a stack has to have, given those of its histories and its first mean."""
+    power, mean = given.get("power"), given.get("0.constant")
+    if power is None or power.ndim != 3 or mean is None or mean.ndim != 2:
+        raise DataError(f"{where} lacks power or 0.constant; it holds no such regressions")
+    (num_windows, num_past, num_beams), num_ahead = power.shape, len(mean)
+    sizes: dict[str, tuple[int, ...]] = {
+        "power": (num_windows, num_past, num_beams),
+        "position_m": (num_windows, num_past, 3),
+        "weights": (len(kernels),),
+        "best": (),
+        "kernels": (len(kernels), 5),
+    }
+    for index, kernel in enumerate(kernels):
+        sizes[f"{index}.weights"] = (num_windows, num_ahead * num_beams)
+        sizes[f"{index}.constant"] = (num_ahead, num_beams)
+        if kernel.around_line:
+            sizes[f"{index}.profile"] = (num_ahead, 2 * num_beams - 1)
+    return sizes
 
 
 def _stacking_weights(experts: Sequence[PowerRegression], relative: torch.Tensor) -> torch.Tensor:

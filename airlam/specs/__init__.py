@@ -1,5 +1,6 @@
 """Every spec: frozen dataclasses with units in their names, read from TOML and written back."""
 
+from airlam.specs.beam_selection import BeamSelectionSpec
 from airlam.specs.beamforming import BeamformingSpec
 from airlam.specs.channel import (
     ArraySpec,
@@ -31,6 +32,7 @@ from airlam.specs.site import SiteSpec
 
 __all__ = [
     "ArraySpec",
+    "BeamSelectionSpec",
     "BeamSensorSpec",
     "BeamformingSpec",
     "CameraSpec",

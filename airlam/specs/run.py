@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from airlam.specs.beam_selection import BeamSelectionSpec
 from airlam.specs.beamforming import BeamformingSpec
 from airlam.specs.federated import FederatedSpec
 from airlam.specs.model import ModelSpec
@@ -96,11 +97,12 @@ class RunSpec:
 
     name: str
     dataset: str  # an HDF5 file, relative to the run spec
-    task: Literal["channel_prediction", "beamforming"] = "channel_prediction"
+    task: Literal["channel_prediction", "beamforming", "beam_selection"] = "channel_prediction"
     prediction: PredictionSpec = field(default_factory=PredictionSpec)
     model: ModelSpec = field(default_factory=ModelSpec)
     beamforming: BeamformingSpec | None = None  # of its task; None: the defaults
     precoder: PrecoderSpec | None = None
+    beam_selection: BeamSelectionSpec | None = None  # of its task; None: the defaults
     training: TrainingSpec = field(default_factory=TrainingSpec)
     link: LinkSpec = field(default_factory=LinkSpec)
     network: NetworkSpec | None = None
@@ -110,6 +112,11 @@ class RunSpec:
     def downlink(self) -> BeamformingSpec:
         """``beamforming``, or its defaults."""
         return self.beamforming or BeamformingSpec()
+
+    @property
+    def sweeps(self) -> BeamSelectionSpec:
+        """``beam_selection``, or its defaults."""
+        return self.beam_selection or BeamSelectionSpec()
 
     def __post_init__(self) -> None:
         self._check_tables()
@@ -125,19 +132,26 @@ class RunSpec:
 
     def _check_tables(self) -> None:
         """A table of another task would be read by nobody."""
-        predicts = self.task == "channel_prediction"
-        for name, given in (("beamforming", self.beamforming), ("precoder", self.precoder)):
+        plain = ModelSpec(tokenizer=self.model.tokenizer, num_paths=self.model.num_paths)
+        of_task: tuple[tuple[str, bool, tuple[str, ...]], ...] = (
+            ("beamforming", self.beamforming is not None, ("beamforming",)),
+            ("precoder", self.precoder is not None, ("beamforming",)),
+            ("beam_selection", self.beam_selection is not None, ("beam_selection",)),
+            ("prediction", self.prediction != PredictionSpec(), ("channel_prediction",)),
+            ("link", self.link != LinkSpec(), ("channel_prediction", "beamforming")),
+            ("network", self.network is not None, ("channel_prediction", "beamforming")),
+            ("model", self.model != ModelSpec(), ("channel_prediction", "beam_selection")),
+        )
+        for name, is_given, tasks in of_task:
+            owners = " or ".join(f'"{task}"' for task in tasks)
+            hint = "; it has [precoder.backbone]" if (name, self.task) == ("model", "beamforming") else ""
             require(
-                given is None or not predicts,
-                f'[{name}] is of task "beamforming"; this run\'s task is "{self.task}"',
+                not is_given or self.task in tasks,
+                f'[{name}] is of task {owners}; this run\'s task is "{self.task}"{hint}',
             )
         require(
-            predicts or self.prediction == PredictionSpec(),
-            f'[prediction] is of task "channel_prediction"; this run\'s task is "{self.task}"',
-        )
-        require(
-            predicts or self.model == ModelSpec(),
-            f'[model] is of task "channel_prediction"; a run of task "{self.task}" has [precoder.backbone]',
+            self.task == "channel_prediction" or plain == ModelSpec(),
+            f"[model]'s tokenizer and num_paths are of task channel_prediction; this run's is {self.task!r}",
         )
 
     def _check_network(self) -> None:
