@@ -166,7 +166,7 @@ class EvaluationResult:
         scores: list[Row | BeamRow] = [*self.prediction, *self.link, *self.beams]
         rows: list[Row | BeamRow | GainRow | CostRow] = [*scores, *self.gains, *self.cost]
         scored = {row.method for row in scores}
-        compared = [row.reference for row in (*self.gains, *self.beams)]
+        compared = {row.reference for row in self.gains} | {row.reference for row in self.beams}
         named = {row.method for row in rows} | {name for name in compared if name is not None}
         unknown = (named | set(self.user_nmse) | set(self.snr_db_at_target_bler)) - set(names)
         if unknown:

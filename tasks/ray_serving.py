@@ -12,9 +12,10 @@ from airlam.serving.ray_services import RemoteLams, SharedOut, guarded
 from airlam.serving.server import serve
 from airlam.serving.service_loads import service_loads
 from airlam.serving.services import Services
+from airlam.serving.side_by_side import SideBySide
 from airlam.specs import ServingSpec
 from airlam.tasks.placing import lam_profiles
-from airlam.tasks.serving import guarded_lams, services_of
+from airlam.tasks.serving import guarded_lams, served_beams, services_of
 
 
 def serve_over_ray(
@@ -23,9 +24,10 @@ def serve_over_ray(
     address: str,
     on_listening: Callable[[str], None],
 ) -> None:
-    """Serves some runs as ``serve_runs`` does, LAMs on a Ray cluster; precoders stay in this process.
+    """Serves some runs as ``serve_runs`` does, LAMs on a Ray cluster.
 
-    A precoder takes less time than a message to another process. address: ``local`` starts Ray here,
+    Precoders and beam selection stay in this process: both take less time than a message to another one, or
+    little more. address: ``local`` starts Ray here,
     otherwise what ``ray.init`` takes. SIGHUP has it look at the cluster anew, too: machines that have joined
     are used. DataError where Ray is absent or out of reach.
     """
@@ -34,7 +36,12 @@ def serve_over_ray(
     try:
 
         def predicting(own: Sequence[Path], told: Metrics) -> Services:
-            return remote_services(own, told, deployments)
+            beams = served_beams(own)
+            if not beams:
+                return remote_services(own, told, deployments)
+            here = LamServices({}, told.service_ran, beams, is_whole=False)
+            remote = len(own) > len(beams)
+            return SideBySide(remote_services(own, told, deployments), here) if remote else here
 
         def load() -> Services:
             return services_of(folders, metrics, predicting)

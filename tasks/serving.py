@@ -1,4 +1,4 @@
-"""Fine-tuned runs as what a server answers with: channel predictors and precoders."""
+"""Fine-tuned runs as what a server answers with: channel predictors, precoders, and what chooses beams."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from airlam.model.build import lam_for
 from airlam.model.lam import LAM
+from airlam.model.lam_beams import LamBeams
 from airlam.serving.foresight import foreseeing
 from airlam.serving.guarding import (
     CLASSICAL,
@@ -26,7 +27,8 @@ from airlam.tasks.run_setting import SETTING_FILE, read_setting
 from airlam.tasks.runs import LAM_FOLDER, read_run
 
 Predicting = Callable[[Sequence[Path], Metrics], Services]
-"""(folders of runs of channel prediction, who is told what services did) -> their services."""
+"""(folders of runs of channel prediction and beam selection, who is told what services did) -> these."""
+BEAM_SELECTION = "beam_selection"
 
 
 def served_lams(folders: Sequence[Path]) -> dict[str, LAM]:
@@ -66,9 +68,9 @@ def _untuned(folder: Path, spec: RunSpec) -> LAM:
 def services_of(folders: Sequence[Path], metrics: Metrics, predicting: Predicting | None = None) -> Services:
     """The services of some runs, LAMs guarded where a run has been evaluated; they report to ``metrics``.
 
-    predicting: makes the services of runs that predict, which are those of channel prediction and those of
-    beamforming on predicted channels; by default in this process. With runs of beamforming among them they
-    are ``PrecodingServices``. Errors as of ``served_lams``.
+    predicting: makes the services of runs that predict, which are those of channel prediction, of beam
+    selection, and of beamforming on predicted channels; by default in this process. With runs of beamforming
+    among them they are ``PrecodingServices``. Errors as of ``served_lams``.
     """
     predicting = predicting or _predicting
     specs = _read_runs(folders)
@@ -107,18 +109,30 @@ def _foreseeing(folder: Path, spec: RunSpec) -> LAM:
 
 
 def _predicting(folders: Sequence[Path], metrics: Metrics) -> Services:
+    beams = served_beams(folders)
     lams, guards = guarded_lams(folders)
-    services = LamServices(lams, metrics.service_ran)
+    services = LamServices(lams, metrics.service_ran, beams)
     return GuardedServices(services, guards, metrics.service_ran) if guards else services
+
+
+def served_beams(folders: Sequence[Path]) -> dict[str, LamBeams]:
+    """Of those folders that are runs of beam selection: what chooses, by the runs' names."""
+    specs = _read_runs(folders)
+    return {
+        spec.name: LamBeams.load(folder / LAM_FOLDER)
+        for folder, spec in specs.items()
+        if spec.task == BEAM_SELECTION
+    }
 
 
 def guarded_lams(folders: Sequence[Path]) -> tuple[dict[str, LAM], dict[str, LinkGuard]]:
     """LAMs of some runs, those untuned that a guard uses, and the guards; errors as of ``served_lams``.
 
-    Of a run of beamforming on predicted channels it is the predictor, which foresees.
+    Of a run of beamforming on predicted channels it is the predictor, which foresees; those of beam selection
+    are left to ``served_beams``.
     """
-    specs = _read_runs(folders)
-    alone = [folder for folder in folders if not _foresees(specs[folder])]
+    specs = {folder: spec for folder, spec in _read_runs(folders).items() if spec.task != BEAM_SELECTION}
+    alone = [folder for folder, spec in specs.items() if not _foresees(spec)]
     lams, guards = served_lams(alone), dict[str, LinkGuard]()
     for name, folder in zip(list(lams), alone, strict=True):
         guard = read_guard(folder)

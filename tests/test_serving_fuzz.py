@@ -29,8 +29,11 @@ from safetensors.torch import save
 
 from airlam.model.build import lam_for
 from airlam.model.graph_precoder import build_precoder
+from airlam.model.lam_beams import LamBeams
 from airlam.model.precoder_chain import save_precoder
 from airlam.model.predictive_precoder import PredictivePrecoder
+from airlam.radio.beam_regression import PowerStack
+from airlam.radio.beam_selection import BeamHistory, BeamWindows
 from airlam.radio.channel import PredictionSetting
 from airlam.serving.arrays import BINARY, JSON
 from airlam.serving.bodies import write_measurement, write_slot
@@ -40,6 +43,7 @@ from airlam.serving.downlinks import Downlinks
 from airlam.serving.measurement import Measurement
 from airlam.specs import ArraySpec, BeamformingSpec, ModelSpec, PrecoderSpec, RunSpec, spec_to_toml
 from airlam.tasks.run_setting import write_setting
+from airlam.tokens.beam_history import BeamScales
 
 NUM_REQUESTS = int(os.environ.get("AIRLAM_FUZZ_REQUESTS", "500"))
 FREQUENCIES_HZ = (0.0, 180e3, 360e3, 540e3)
@@ -63,9 +67,18 @@ DOWNLINKS = Downlinks(
     precoder="p", h=DRAWN[..., 0], noise_variance=torch.full((2,), 0.1), error_covariance=DRAWN @ DRAWN.mH
 )
 USERS = Users(measurement=GOOD, receiver_noise_variance=0.1)
+WINDOWS = BeamWindows(
+    history=BeamHistory(
+        power=DRAWN.abs().reshape(6, 4, 4).double() + 0.01,
+        position_m=torch.ones(6, 4, 3, dtype=torch.float64),
+    ),
+    future_power=DRAWN.abs().reshape(6, 2, 8)[..., :4].double() + 0.01,
+    sequence=torch.arange(6) // 3,
+)
+BEAM_MODEL = ModelSpec(num_layers=1, lora_rank=2)
 GRAPH = PrecoderSpec(width=8, num_edge_channels=2, num_layers=1)
 MAX_GROWTH_BYTES = 24 * 2**20
-PREDICT, PRECODE = "/v1/lams/a/predict", "/v1/precoders/p/precode"
+PREDICT, PRECODE, CHOOSE = "/v1/lams/a/predict", "/v1/precoders/p/precode", "/v1/beams/s/choose"
 PREDICT_AND_PRECODE = "/v1/lams/a/precoders/p/precode"
 JOINTLY = "/v1/lams/j/precoders/j/precode"
 DOWNLINKS_BODY = write_downlinks(DOWNLINKS)
@@ -99,16 +112,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     lam_for(spec.model, SETTING, spec.training.seed).save(folder / "lam")
     write_setting(folder, SETTING)
     (folder / "run.toml").write_text(spec_to_toml(spec))
-    beams = tmp_path_factory.mktemp("p")
-    save_precoder(build_precoder(GRAPH), beams / "lam")
-    (beams / "run.toml").write_text(spec_to_toml(RunSpec(name="p", dataset="none.h5", task="beamforming")))
+    precoding = tmp_path_factory.mktemp("p")
+    save_precoder(build_precoder(GRAPH), precoding / "lam")
+    (precoding / "run.toml").write_text(
+        spec_to_toml(RunSpec(name="p", dataset="none.h5", task="beamforming"))
+    )
     both = tmp_path_factory.mktemp("j")
     PredictivePrecoder(lam_for(spec.model, SETTING, 0), build_precoder(GRAPH), SETTING).save(both / "lam")
     write_setting(both, SETTING)
     own = BeamformingSpec(csi="predicted", predictor="none")
     joint = RunSpec(name="j", dataset="none.h5", task="beamforming", beamforming=own)
     (both / "run.toml").write_text(spec_to_toml(joint))
-    folders = folder, beams, both
+    street = tmp_path_factory.mktemp("s")
+    LamBeams.untuned(PowerStack.fitted(WINDOWS), BeamScales.of(WINDOWS), BEAM_MODEL, seed=1).save(
+        street / "lam"
+    )
+    chooses = RunSpec(name="s", dataset="none.h5", task="beam_selection", model=BEAM_MODEL)
+    (street / "run.toml").write_text(spec_to_toml(chooses))
+    folders = folder, precoding, both, street
     for place in folders:
         (place / "summary.json").write_text("{}")
     command = [sys.executable, "-P", "-m", "airlam", "serve", *map(str, folders), "--port", "0"]
@@ -306,6 +327,28 @@ def odd_downlinks(draw: random.Random) -> bytes:
     return post(json.dumps(given).encode(), JSON, PRECODE)
 
 
+def odd_sweeps(draw: random.Random) -> bytes:
+    """What beams are asked by, spoilt in its bytes, its tensors or its query."""
+    path = CHOOSE + draw.choice(("", "?top=1", "?top=0", "?top=-1", "?top=\u0661", f"?top={10**40}", "?top="))
+    path = path.encode().decode("latin-1")
+    power, position_m = WINDOWS.history.power[:2].float(), WINDOWS.history.position_m[:2].float()
+    if draw.random() < 0.4:
+        body = bytearray(save({"power": power, "position_m": position_m}))
+        for _ in range(draw.choice((0, 1, 2, 8, 64))):
+            body[draw.randrange(len(body))] = draw.randrange(256)
+        return post(bytes(body[: draw.randrange(len(body))] if draw.random() < 0.2 else body), path=path)
+    odd = draw.choice((float("nan"), float("inf"), 0.0, 1e-40, 1e38, -1e38, 1e29, 1e-29, -1.0))
+    spoilt = draw.choice((power, position_m)).view(-1)
+    if draw.random() < 0.5:
+        spoilt[draw.randrange(len(spoilt))] = odd
+    else:
+        spoilt.mul_(odd)
+    if draw.random() < 0.5:
+        return post(save({"power": power, "position_m": position_m}), path=path)
+    given = {"power": power.tolist(), "position_m": position_m.tolist()}
+    return post(json.dumps(given).encode(), JSON, path)
+
+
 KINDS: tuple[Callable[[random.Random], bytes], ...] = (
     spoilt_bytes,
     spoilt_header,
@@ -313,6 +356,7 @@ KINDS: tuple[Callable[[random.Random], bytes], ...] = (
     odd_json,
     odd_http,
     odd_downlinks,
+    odd_sweeps,
 )
 
 

@@ -27,6 +27,7 @@ from airlam.serving.replay import replay
 from airlam.serving.server import running
 from airlam.serving.service_graph import TaskModules, merge
 from airlam.specs import ArraySpec, ModelSpec, ServingSpec
+from airlam.tokens.beam_history import BeamScales
 
 FREQUENCIES_HZ = (0.0, 180e3, 360e3, 540e3)
 SETTING = PredictionSetting(
@@ -333,6 +334,7 @@ class Gated:
 
     def __init__(self) -> None:
         self.settings = {"a": SETTING}
+        self.beam_settings = dict[str, BeamScales]()
         self.graph = merge({"a": TaskModules.chain({"head": "1"})})
         self.gate = threading.Event()
         self.calls = 0

@@ -20,7 +20,7 @@ from airlam.model.lam import LAM
 from airlam.radio.channel import PredictionSetting
 from airlam.serving.batching import DeadlineMissed
 from airlam.serving.client import Client
-from airlam.serving.measurement import Measurement
+from airlam.serving.measurement import Measurement, Question
 from airlam.serving.monitoring import Metrics
 from airlam.serving.predictions import Predictions
 from airlam.serving.renewal import Renewal
@@ -28,6 +28,7 @@ from airlam.serving.service_graph import ServiceGraph
 from airlam.specs import ArraySpec, ModelSpec, RunSpec, ServingSpec, spec_to_toml
 from airlam.tasks.run_setting import write_setting
 from airlam.tasks.serving import served_lams
+from airlam.tokens.beam_history import BeamScales
 
 SPEC = RunSpec(name="a", dataset="none.h5", model=ModelSpec(num_layers=1, num_paths=3, lora_rank=2))
 FREQUENCIES_HZ = (0.0, 180e3, 360e3, 540e3)
@@ -148,6 +149,7 @@ class Told:
     setting: PredictionSetting = SETTING
     warming: Callable[[], None] = lambda: None
     graph: ServiceGraph = field(default_factory=lambda: ServiceGraph(services=(), edges=(), flows={}))
+    beam_settings: dict[str, BeamScales] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, PredictionSetting]:
@@ -157,7 +159,7 @@ class Told:
         self.warming()
         self.done.append(f"{self.name} warm")
 
-    def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
+    def predict(self, requests: Sequence[Question]) -> list[torch.Tensor]:
         time.sleep(0.1)
         self.done.append(f"{self.name} predicts")
         return [torch.zeros(1, dtype=torch.complex64) for _ in requests]

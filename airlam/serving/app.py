@@ -8,9 +8,10 @@
 | POST /v1/precoders/{precoder}/precode | finds precoders of downlinks |
 | POST /v1/lams/{lam}/precoders/{precoder}/precode | predicts users' channels, and finds precoders of these |
 | POST /v1/lams/{lam}/precoders/{precoder}/precode_sessions | the same of histories that sessions keep |
+| POST /v1/beams/{beam_lam}/choose | chooses beams of the next sweeps from the last ones |
 | POST /v1/sessions/{session}/slots | takes a slot's measurement; predicts once the history is whole |
 | DELETE /v1/sessions/{session} | forgets it |
-| GET /v1/lams, /v1/precoders | what each takes and gives |
+| GET /v1/lams, /v1/precoders, /v1/beams | what each takes and gives |
 | GET /v1/graph, /v1/load | who shares what; at work |
 | GET /healthz, /readyz, /metrics | alive; takes requests; Prometheus |
 | GET / | a page that shows graph and load |
@@ -29,6 +30,7 @@ from starlette.routing import Route
 
 from airlam.serving.arrays import BINARY, JSON
 from airlam.serving.beamforming import Beamforming
+from airlam.serving.beams import Beams
 from airlam.serving.bodies import JsonMeasurement, JsonSlot
 from airlam.serving.description import REFUSALS, Body, Endpoint, openapi
 from airlam.serving.monitoring import Metrics
@@ -61,10 +63,11 @@ def create_app(
     told = Told(serving, beamforming)
     predicting = _predicting(serving) if services.settings else ()
     precoding = () if beamforming is None else beamforming.endpoints()
-    endpoints = (*predicting, *precoding, *told.endpoints())
+    choosing = Beams(serving).endpoints() if services.beam_settings else ()
+    endpoints = (*predicting, *precoding, *choosing, *told.endpoints())
 
     async def describe(request: Request) -> Response:
-        known = {"lam": list(serving.services.settings)}
+        known = {"lam": list(serving.services.settings), "beam_lam": list(serving.services.beam_settings)}
         if beamforming is not None:
             known["precoder"] = list(beamforming.csi)
         return JSONResponse(openapi(endpoints, known))

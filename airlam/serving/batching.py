@@ -206,6 +206,7 @@ class Batcher(Generic[Request]):
 
 
 def _finite(found: torch.Tensor) -> Answer:
-    if torch.isfinite(torch.view_as_real(found).sum()):
+    parts = torch.view_as_real(found) if found.is_complex() else found
+    if torch.isfinite(parts.sum()):
         return found
     return Unpredictable("nothing finite comes of these numbers; check their scale")

@@ -10,7 +10,9 @@ from urllib.parse import quote, urlencode, urlsplit
 import torch
 
 from airlam.errors import AirlamError, SpecError
+from airlam.radio.beam_selection import BeamHistory
 from airlam.serving.arrays import BINARY
+from airlam.serving.beam_bodies import BeamChoice, read_choice, write_sweeps
 from airlam.serving.bodies import read_future, read_futures, write_measurement, write_slot
 from airlam.serving.connection import Connection
 from airlam.serving.downlink_bodies import Users, read_precoder, write_downlinks, write_users
@@ -137,6 +139,29 @@ class Client:
         )
         path = f"/v1/lams/{_name(lam)}/precoders/{_name(precoder)}/precode_sessions{query}"
         return read_precoder(self._ask("POST", path))
+
+    def beam_lams(self) -> dict[str, Any]:
+        """The LAMs of beam selection that are served, with what they take and give."""
+        found: dict[str, Any] = json.loads(self.get("/v1/beams"))
+        return found
+
+    def choose_beams(
+        self,
+        lam: str,
+        power: torch.Tensor,
+        position_m: torch.Tensor,
+        top: int | None = None,
+        deadline_ms: float | None = None,
+    ) -> BeamChoice:
+        """The likeliest ``top`` beams of the sweeps after some windows; None: three of each.
+
+        power: float [windows, num_past, num_beams], of each beam of the last sweeps, linear, oldest first.
+        position_m: float [windows, num_past, 3], the user's measured positions at these sweeps. Raises
+        RequestRefused where there is no choice.
+        """
+        body = write_sweeps(BeamHistory(power=power, position_m=position_m))
+        path = f"/v1/beams/{_name(lam)}/choose{_query(top=top, deadline_ms=deadline_ms)}"
+        return read_choice(self._ask("POST", path, body))
 
     def open_session(self, lam: str) -> str:
         """A session's name, for ``add_slot``."""

@@ -117,7 +117,7 @@ def openapi(endpoints: Sequence[Endpoint], known: Mapping[str, Sequence[str]]) -
         "openapi": "3.1.0",
         "info": {
             "title": "airlam",
-            "summary": "Predictions of radio channels, and precoders for them.",
+            "summary": "Predictions of radio channels, precoders for them, and beams.",
             "version": version("airlam"),
         },
         "paths": paths,

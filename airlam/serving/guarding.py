@@ -5,7 +5,7 @@ one request may go different ways; the LAM untuned is one more LAM on the same b
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from airlam.radio.prediction.base import Predictor
 from airlam.radio.prediction.guard import Guarded
 from airlam.radio.prediction.path_eb import PathEb
 from airlam.serving.lam_services import Observe
-from airlam.serving.measurement import Measurement
+from airlam.serving.measurement import Measurement, Question
 from airlam.serving.service_graph import Service, ServiceGraph
 from airlam.serving.services import Services
 
@@ -93,6 +93,7 @@ class GuardedServices:
         self._services, self._guards, self._observe = services, guards, observe
         hidden = {untuned_name(lam) for lam in guards}
         self.settings = {lam: s for lam, s in services.settings.items() if lam not in hidden}
+        self.beam_settings = services.beam_settings
         self._classical = {
             lam: classical(self.settings[lam], lam) for lam, guard in guards.items() if guard.uses(CLASSICAL)
         }
@@ -111,24 +112,21 @@ class GuardedServices:
         """See ``Services.close``."""
         self._services.close()
 
-    def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
+    def predict(self, requests: Sequence[Question]) -> list[torch.Tensor]:
         """See ``Services.predict``."""
-        places = [self._places(request) for request in requests]
-        by_lam: list[Measurement] = []
-        for request, place in zip(requests, places, strict=True):
-            by_lam += [_part(request, place == TUNED), _part(request, place == UNTUNED, untuned=True)]
-        answers = iter(self._services.predict([part for part in by_lam if len(part)]))
-        futures = []
-        for request, place in zip(requests, places, strict=True):
-            parts = {way: next(answers) for way in (TUNED, UNTUNED) if (place == way).any()}
-            if (place == CLASSICAL).any():
-                parts[CLASSICAL] = self._classically(_part(request, place == CLASSICAL))
-            futures.append(_joined(parts, place))
-        return futures
+        placed = [self._placed(request) for request in requests]
+        by_lam: list[Question] = []
+        for request, own in zip(requests, placed, strict=True):
+            by_lam += [request] if own is None else own.asked_of_lams()
+        answers = iter(self._services.predict(by_lam))
+        return [next(answers) if own is None else own.joined(answers, self._classically) for own in placed]
 
-    def _places(self, request: Measurement) -> torch.Tensor:
+    def _placed(self, request: Question) -> "_Placed | None":
+        """None where there is no guard to ask."""
         guard = self._guards.get(request.lam)
-        return torch.zeros(len(request), dtype=torch.int64) if guard is None else guard.places(request)
+        if guard is None or not isinstance(request, Measurement):
+            return None
+        return _Placed(request, guard.places(request))
 
     def _classically(self, part: Measurement) -> torch.Tensor:
         started_s = time.perf_counter()
@@ -148,15 +146,35 @@ def _part(request: Measurement, rows: torch.Tensor, *, untuned: bool = False) ->
     return replace(request, lam=lam, history=history, noise_variance=noise_variance)
 
 
-def _joined(parts: Mapping[int, torch.Tensor], place: torch.Tensor) -> torch.Tensor:
-    """Each link's future from the part that predicted it."""
-    if len(parts) == 1:
-        return next(iter(parts.values()))
-    first = next(iter(parts.values()))
-    future = first.new_empty(len(place), *first.shape[1:])
-    for way, part in parts.items():
-        future[place == way] = part
-    return future
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A request, and where each of its links goes (int64 [links])."""
+
+    request: Measurement
+    place: torch.Tensor
+
+    def asked_of_lams(self) -> list[Measurement]:
+        """What the LAM and itself untuned are asked, in this order."""
+        return [
+            _part(self.request, self.place == way, untuned=way == UNTUNED)
+            for way in (TUNED, UNTUNED)
+            if (self.place == way).any()
+        ]
+
+    def joined(
+        self, answers: Iterator[torch.Tensor], classically: Callable[[Measurement], torch.Tensor]
+    ) -> torch.Tensor:
+        """Each link's future from the part that predicted it; answers: to what LAMs were asked."""
+        parts = {way: next(answers) for way in (TUNED, UNTUNED) if (self.place == way).any()}
+        if (self.place == CLASSICAL).any():
+            parts[CLASSICAL] = classically(_part(self.request, self.place == CLASSICAL))
+        first = next(iter(parts.values()))
+        if len(parts) == 1:
+            return first
+        future = first.new_empty(len(self.place), *first.shape[1:])
+        for way, part in parts.items():
+            future[self.place == way] = part
+        return future
 
 
 def _with_path_eb(graph: ServiceGraph, lams: Sequence[str]) -> ServiceGraph:

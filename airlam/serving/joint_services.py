@@ -1,8 +1,8 @@
 """Channel predictors and precoders behind one server, as one graph of services.
 
 What a LAM predicts of some users' channels a precoder that was trained on channels may take, so every way out
-of the LAMs' graph leads on to it. A precoder that was tuned with its predictor takes what this one says, and
-has its name; one that was trained on pilots takes no predictions.
+of the LAMs' graph but that of beam selection leads on to it. A precoder that was tuned with its predictor
+takes what this one says, and has its name; one that was trained on pilots takes no predictions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,13 @@ import torch
 from airlam.errors import SpecError
 from airlam.radio.channel import PredictionSetting
 from airlam.serving.downlinks import Csi, Downlinks
-from airlam.serving.lam_services import HEAD
-from airlam.serving.measurement import Measurement
+from airlam.serving.measurement import Question
+from airlam.serving.module_sharing import BEAM_HEAD, HEAD
 from airlam.serving.precoding import PRECODER, PrecoderServices, precoder_service
 from airlam.serving.service_graph import Service, ServiceGraph
 from airlam.serving.services import Services
 from airlam.specs import require
+from airlam.tokens.beam_history import BeamScales
 
 
 class JointServices:
@@ -30,8 +31,9 @@ class JointServices:
         """SpecError where a LAM and a precoder have one name and are not of one run."""
         self._lams, self._precoders = lams, precoders
         self.settings: Mapping[str, PredictionSetting] = {} if lams is None else lams.settings
+        self.beam_settings: Mapping[str, BeamScales] = {} if lams is None else lams.beam_settings
         apart = {name for name, csi in precoders.csi.items() if csi != "predicted"}
-        both = ", ".join(sorted({*self.settings} & apart))
+        both = ", ".join(sorted({*self.settings, *self.beam_settings} & apart))
         require(not both, f"a LAM and a precoder are both called {both}; rename a run, or serve one of them")
         found = ServiceGraph(services=(), edges=(), flows={}) if lams is None else lams.graph
         self.graph = _with_precoders(found, precoders.csi)
@@ -52,7 +54,7 @@ class JointServices:
         if self._lams is not None:
             self._lams.close()
 
-    def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
+    def predict(self, requests: Sequence[Question]) -> list[torch.Tensor]:
         """See ``Services.predict``; SpecError where there are no LAMs."""
         if self._lams is None:
             raise SpecError("there is no LAM to predict; serve a run of channel prediction")
@@ -66,7 +68,7 @@ class JointServices:
 def _with_precoders(graph: ServiceGraph, csi_of: Mapping[str, Csi]) -> ServiceGraph:
     """The graph with a service of its own for each precoder, behind what gives it channels."""
     given = {source for source, _ in graph.edges}
-    ends = tuple(service.name for service in graph.services if service.name not in given)
+    ends = tuple(one.name for one in graph.services if one.name not in given and one.module != BEAM_HEAD)
     services, edges, flows = list(graph.services), list(graph.edges), dict(graph.flows)
     for name, csi in csi_of.items():
         own = precoder_service(name)

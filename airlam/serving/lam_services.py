@@ -11,18 +11,32 @@ from torch import nn
 
 from airlam.model.base import Context, PredictionHead
 from airlam.model.lam import CHANNEL_PREDICTION, LAM
-from airlam.model.storage import fingerprint
+from airlam.model.lam_beams import LamBeams
+from airlam.radio.beam_selection import BeamHistory
 from airlam.radio.channel import PredictionSetting
 from airlam.serving.foresight import Foresight, ForesightHead
-from airlam.serving.measurement import Measurement, slot_shape, tells_errors
-from airlam.serving.service_graph import ServiceGraph, TaskModules, merge
-from airlam.serving.shared_backbone import SharedBackbone, frozen_parts
-from airlam.serving.shared_tokens import distinct, for_setting, tokens_identity
+from airlam.serving.measurement import Measurement, Question, Sweeps, slot_shape, tells_errors
+from airlam.serving.module_sharing import (
+    BEAM_HEAD,
+    EMBEDDING,
+    EXPERTS,
+    HEAD,
+    Tuned,
+    backbone_groups,
+    beam_tasks,
+    lam_tasks,
+)
+from airlam.serving.service_graph import ServiceGraph, merge
+from airlam.serving.shared_backbone import SharedBackbone
+from airlam.serving.shared_tokens import distinct, for_setting
 from airlam.specs import require
 from airlam.tokens.base import CsiTokenizer, TokenBatch
+from airlam.tokens.beam_history import BeamScales
 
 Observe = Callable[[str, int, float], None]
 """(service, links, seconds): told after each pass of a service."""
+Entering = tuple[torch.Tensor, torch.Tensor]
+"""What a backbone takes: hidden float32 [rows, num_tokens, width], mask bool [rows, num_tokens]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,29 +51,45 @@ class _Own:
 class LamServices:
     """LAMs by name, behind one ``predict``.
 
-    lams: taken over: their backbones are merged where frozen weights agree, so do not use them afterwards.
-    observe: told what each service did.
+    lams, beams: of channel prediction and of beam selection; taken over: their backbones are merged where
+    frozen weights agree, so do not use them afterwards. observe: told what each service did. is_whole:
+    whether no others are served beside them.
     """
 
     def __init__(
-        self, lams: Mapping[str, LAM], observe: Observe = lambda service, links, duration_s: None
+        self,
+        lams: Mapping[str, LAM],
+        observe: Observe = lambda service, links, duration_s: None,
+        beams: Mapping[str, LamBeams] | None = None,
+        *,
+        is_whole: bool = True,
     ) -> None:
-        require(len(lams) > 0, "there is no LAM to serve; name at least one")
-        groups = _groups(lams)
-        self.graph = merge(_tasks(lams, groups))
+        self._beams = dict(beams or {})
+        require(bool(lams or self._beams), "there is no LAM to serve; name at least one")
+        tuned = {name: Tuned(lam.spec, lam.backbone) for name, lam in lams.items()}
+        tuned |= {name: Tuned(own.spec, own.lam.backbone) for name, own in self._beams.items()}
+        groups = backbone_groups(tuned)
+        backbone_of = {name: names[0] for names in groups for name in names}
+        tasks = lam_tasks(lams, backbone_of) | beam_tasks(self._beams, backbone_of)
+        self.graph = merge(tasks, is_whole=is_whole)
         self.settings: dict[str, PredictionSetting] = {
             name: lam.tokenizer.setting for name, lam in lams.items()
         }
+        self.beam_settings: dict[str, BeamScales] = {name: own.scales for name, own in self._beams.items()}
         self._observe = observe
         self._own = _own_modules(lams, self.graph)
-        self._groups = [(names, SharedBackbone([lams[name].backbone for name in names])) for names in groups]
+        for own in self._beams.values():
+            own.lam.eval().requires_grad_(False)
+        self._groups = [(names, SharedBackbone([tuned[name].backbone for name in names])) for names in groups]
 
     @property
     def num_bytes(self) -> int:
-        """Of all weights and buffers, each counted once."""
+        """Of all weights and buffers, and of what regressions were fitted to, each counted once."""
         modules = [cast(nn.Module, m) for own in self._own.values() for m in (own.embedding, own.head)]
+        modules += [module for own in self._beams.values() for module in (own.lam.embedding, own.lam.head)]
         tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
         tensors += [t for _, group in self._groups for t in group.tensors()]
+        tensors += [t for own in self._beams.values() for t in own.stack.tensors().values()]
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
         return sum(storages.values())
 
@@ -68,22 +98,31 @@ class LamServices:
         for measurement in first_measurements(self.settings):
             foresees = isinstance(self._own[measurement.lam].head, ForesightHead)
             self.predict([replace(measurement, with_errors=foresees)])
+        self.predict(first_sweeps(self.beam_settings))
 
     def close(self) -> None:
         """See ``Services.close``: all is in this process."""
 
-    def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
+    def predict(self, requests: Sequence[Question]) -> list[torch.Tensor]:
         """See ``Services.predict``."""
-        return answers_of(requests, self.settings, self._futures)
+        return answers_of(requests, self.settings, self._answers)
 
     @torch.inference_mode()
-    def _futures(self, asked: Mapping[str, Sequence[Measurement]]) -> dict[str, torch.Tensor]:
-        tokens = self.tokens(asked)
-        hidden = self.hidden(tokens)
-        return {
-            name: self.future(name, own, tokens[name].context, tells_errors(asked[name]))
-            for name, own in hidden.items()
+    def _answers(self, asked: Mapping[str, Sequence[Question]]) -> dict[str, torch.Tensor]:
+        """Of each LAM's requests together; what runs on one backbone runs in one pass."""
+        measured = {name: cast(Sequence[Measurement], asked[name]) for name in asked if name in self.settings}
+        tokens = self.tokens(measured)
+        entering = {name: self._entering(name, own) for name, own in tokens.items()}
+        expected: dict[str, torch.Tensor] = {}
+        for name in asked.keys() - measured.keys():
+            sweeps = cast(Sequence[Sweeps], asked[name])
+            entering[name], expected[name] = self._beams_entering(name, sweeps)
+        hidden = self._through_backbones(entering)
+        answers = {
+            name: self.future(name, hidden[name], own.context, tells_errors(asked[name]))
+            for name, own in tokens.items()
         }
+        return answers | {name: self._shares(name, hidden[name], own) for name, own in expected.items()}
 
     @torch.inference_mode()
     def tokens(self, asked: Mapping[str, Sequence[Measurement]]) -> dict[str, TokenBatch]:
@@ -112,7 +151,7 @@ class LamServices:
 
         The tokens' context is not looked at.
         """
-        return {name: own for names, group in self._groups for name, own in self._run(names, group, tokens)}
+        return self._through_backbones({name: self._entering(name, own) for name, own in tokens.items()})
 
     @torch.inference_mode()
     def future(
@@ -126,40 +165,56 @@ class LamServices:
                 return cast(ForesightHead, head).foresight(output, context)
             return head.channel(output, context)
 
+    def _through_backbones(self, entering: Mapping[str, Entering]) -> dict[str, torch.Tensor]:
+        return {name: own for names, group in self._groups for name, own in self._run(names, group, entering)}
+
     def _run(
-        self, names: Sequence[str], group: SharedBackbone, tokens: Mapping[str, TokenBatch]
+        self, names: Sequence[str], group: SharedBackbone, entering: Mapping[str, Entering]
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """What the LAMs of one backbone have behind it, all rows in one pass."""
-        present = [name for name in names if name in tokens]
+        present = [name for name in names if name in entering]
         if not present:
             return
-        counts = [len(tokens[name]) if name in tokens else 0 for name in names]
-        embedded = _padded(
-            self._embedded(name, tokens[name]) for name in present
-        )  # [rows, num_tokens, width]
-        mask = _padded(tokens[name].mask for name in present)  # [rows, num_tokens]
+        embedded = _padded(entering[name][0] for name in present)  # [rows, num_tokens, width]
+        mask = _padded(entering[name][1] for name in present)  # [rows, num_tokens]
         deepest = names[0]
 
         def timed(part: str, num_links: int) -> AbstractContextManager[None]:
             return self._timed(self.graph.service_of(deepest, part), num_links)
 
+        counts = [len(entering[name][0]) if name in entering else 0 for name in names]
         hidden = group.run(embedded, mask, counts, timed)
-        rows = torch.split(hidden, [len(tokens[name]) for name in present])
+        rows = torch.split(hidden, [len(entering[name][0]) for name in present])
         for name, own in zip(present, rows, strict=True):
-            yield name, own[:, : tokens[name].mask.shape[1]]  # [links, num_tokens, width]
+            yield name, own[:, : entering[name][1].shape[1]]  # [links, num_tokens, width]
 
-    def _embedded(self, name: str, tokens: TokenBatch) -> torch.Tensor:
-        with self._timed(self.graph.service_of(name, "embedding"), len(tokens)):
-            return cast(torch.Tensor, self._own[name].embedding(tokens.features))
+    def _entering(self, name: str, tokens: TokenBatch) -> Entering:
+        with self._timed(self.graph.service_of(name, EMBEDDING), len(tokens)):
+            return cast(torch.Tensor, self._own[name].embedding(tokens.features)), tokens.mask
+
+    def _beams_entering(self, name: str, sweeps: Sequence[Sweeps]) -> tuple[Entering, torch.Tensor]:
+        """What the backbone takes of some windows, and what their experts expect."""
+        own = self._beams[name]
+        history = BeamHistory(
+            power=torch.cat([each.history.power for each in sweeps]),
+            position_m=torch.cat([each.history.position_m for each in sweeps]),
+        )
+        with self._timed(self.graph.service_of(name, EXPERTS), len(history)):
+            tokens, expected = own.inputs(history)
+        with self._timed(self.graph.service_of(name, EMBEDDING), len(history)):
+            return own.lam.embedding(tokens), expected
+
+    def _shares(self, name: str, hidden: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+        """Each beam's share in the LAM's choice: float32 [windows, num_ahead, num_beams]."""
+        with self._timed(self.graph.service_of(name, BEAM_HEAD), len(hidden)):
+            scores: torch.Tensor = self._beams[name].lam.head(hidden[:, 0], expected)
+            return scores.softmax(dim=-1)
 
     @contextmanager
     def _timed(self, service: str, num_links: int) -> Iterator[None]:
         started_s = time.perf_counter()
         yield
         self._observe(service, num_links, time.perf_counter() - started_s)
-
-
-HEAD = "head." + CHANNEL_PREDICTION
 
 
 def first_measurements(settings: Mapping[str, PredictionSetting]) -> list[Measurement]:
@@ -176,10 +231,28 @@ def first_measurements(settings: Mapping[str, PredictionSetting]) -> list[Measur
     ]
 
 
+def first_sweeps(settings: Mapping[str, BeamScales]) -> list[Sweeps]:
+    """One window of noise for each LAM of beam selection, to begin with."""
+    random = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, dtype=torch.float64, generator=random) + 1e-3
+
+    return [
+        Sweeps(
+            lam=name,
+            history=BeamHistory(
+                power=drawn(1, own.num_past, own.num_beams), position_m=drawn(1, own.num_past, 3)
+            ),
+        )
+        for name, own in settings.items()
+    ]
+
+
 def answers_of(
-    requests: Sequence[Measurement],
+    requests: Sequence[Question],
     settings: Mapping[str, PredictionSetting],
-    futures_of: Callable[[Mapping[str, Sequence[Measurement]]], Mapping[str, torch.Tensor]],
+    futures_of: Callable[[Mapping[str, Sequence[Question]]], Mapping[str, torch.Tensor]],
 ) -> list[torch.Tensor]:
     """Each request's own links of what is predicted of each LAM's requests together, as it asks for them."""
     by_lam: dict[str, list[int]] = {}
@@ -196,54 +269,9 @@ def answers_of(
     return [answers[index] for index in range(len(requests))]
 
 
-def _groups(lams: Mapping[str, LAM]) -> list[list[str]]:
-    """Names of the LAMs of each backbone, the deepest first."""
-    deepest_first = sorted(lams, key=lambda name: -lams[name].backbone.num_blocks)
-    parts = {name: _backbone_parts(lams[name]) for name in lams}
-    groups: list[list[str]] = []
-    for name in deepest_first:
-        fitting = (names for names in groups if parts[name].items() <= parts[names[0]].items())
-        group = next(fitting, None) if _is_shareable(lams[name]) else None
-        if group is None:
-            groups.append([name])
-        else:
-            group.append(name)
-    return groups
-
-
-def _is_shareable(lam: LAM) -> bool:
-    return lam.spec.tuning in ("lora", "head")
-
-
-def _backbone_parts(lam: LAM) -> dict[str, str]:
-    """What must agree for two LAMs to run on one backbone."""
-    kind = (lam.spec.backbone, type(lam.backbone.model).__name__, lam.backbone.ordered, _is_shareable(lam))
-    return {"kind": str(kind)} | frozen_parts(lam.backbone)
-
-
-def _tasks(lams: Mapping[str, LAM], groups: Iterable[Sequence[str]]) -> dict[str, TaskModules]:
-    """Each LAM's chain, with identities that agree where modules can be shared."""
-    backbone_of = {name: names[0] for names in groups for name in names}
-    return {name: TaskModules.chain(_identities(lam, backbone_of[name])) for name, lam in lams.items()}
-
-
-def _identities(lam: LAM, backbone: str) -> dict[str, str]:
-    identity: dict[str, str] = {}
-    for module in lam.module_names:
-        if module.startswith("tokenizer."):
-            identity[module] = tokens_identity(lam)
-        elif module == "embedding":
-            identity[module] = fingerprint(lam.embedding.state_dict())
-        elif module.startswith("head."):
-            identity[module] = f"{lam.tokenizer.setting} {fingerprint(lam.heads.state_dict())}"
-        else:
-            identity[module] = backbone
-    return identity
-
-
 def _own_modules(lams: Mapping[str, LAM], graph: ServiceGraph) -> dict[str, _Own]:
     """What each LAM has besides the backbone; equal modules are one object."""
-    holders = {service.name: lams[service.tasks[0]] for service in graph.services}
+    holders = {one.name: lams[one.tasks[0]] for one in graph.services if one.tasks[0] in lams}
 
     def holder(name: str, module: str) -> LAM:
         return holders[graph.service_of(name, module)]
@@ -251,7 +279,7 @@ def _own_modules(lams: Mapping[str, LAM], graph: ServiceGraph) -> dict[str, _Own
     return {
         name: _Own(
             tokenizer=holder(name, "tokenizer.csi").tokenizer,
-            embedding=holder(name, "embedding").embedding.eval().requires_grad_(False),
+            embedding=holder(name, EMBEDDING).embedding.eval().requires_grad_(False),
             head=cast(
                 PredictionHead, holder(name, HEAD).heads[CHANNEL_PREDICTION].eval().requires_grad_(False)
             ),

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
+from airlam.radio.beam_selection import BeamHistory
 from airlam.radio.channel import PredictionSetting
 
 
@@ -36,7 +38,32 @@ class Measurement:
         return len(self.history)
 
 
-def tells_errors(requests: Iterable[Measurement]) -> bool:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweeps:
+    """What one request asks: beams of the sweeps after some windows, by one LAM for beam selection."""
+
+    lam: str
+    history: BeamHistory
+    with_errors: ClassVar[bool] = False  # it has none to tell
+
+    def __len__(self) -> int:
+        return len(self.history)
+
+    @property
+    def name(self) -> str:
+        """Of whom it asks."""
+        return self.lam
+
+    @property
+    def size(self) -> int:
+        """Windows, of which each takes a row of a batch as a link does."""
+        return len(self.history)
+
+
+Question = Measurement | Sweeps
+
+
+def tells_errors(requests: Iterable[Question]) -> bool:
     """Whether a LAM that has these requests has to tell its errors."""
     return any(request.with_errors for request in requests)
 

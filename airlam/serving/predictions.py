@@ -26,7 +26,7 @@ from airlam.serving.bodies import (
     write_future,
     write_futures,
 )
-from airlam.serving.measurement import Measurement, history_of
+from airlam.serving.measurement import Measurement, Question, history_of
 from airlam.serving.monitoring import NO_LAM, Metrics
 from airlam.serving.reading import (
     LAMS,
@@ -61,7 +61,7 @@ class Predictions:
         self.services, self.spec, self.metrics = services, spec, metrics
         self.room = ReadingRoom(spec.max_reading_bytes)
         self.sessions = Sessions(max_sessions=spec.max_sessions, idle_s=spec.session_idle_s)
-        self.batcher = Batcher[Measurement](
+        self.batcher = Batcher[Question](
             lambda requests: self.services.predict(requests),
             max_batch_links=spec.max_batch_links,
             max_queued_links=spec.max_queued_links,

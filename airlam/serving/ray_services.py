@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
@@ -16,13 +17,14 @@ from airlam.errors import DataError
 from airlam.radio.channel import PredictionSetting
 from airlam.serving.guarding import GuardedServices, LinkGuard, path_eb_service
 from airlam.serving.lam_services import Observe, answers_of, first_measurements
-from airlam.serving.measurement import Measurement
+from airlam.serving.measurement import Measurement, Question
 from airlam.serving.ray_fleet import Fleet
 from airlam.serving.ray_messages import CLASSICAL, ERROR, FUTURE, PHASES, State, request_of, state_in
 from airlam.serving.ray_stages import located
 from airlam.serving.service_graph import ServiceGraph
 from airlam.serving.services import Services
 from airlam.split.messages import Message, decode, encode
+from airlam.tokens.beam_history import BeamScales
 
 Hosts = tuple[tuple[str, ...], ...]
 """The nodes that may run each phase, those first that the plan sends requests to."""
@@ -45,6 +47,7 @@ class RemoteLams:
         observe: Observe = lambda service, links, duration_s: None,
     ) -> None:
         self.graph, self.settings, self.num_bytes = graph, dict(settings), num_bytes
+        self.beam_settings: dict[str, BeamScales] = {}
         self._fleet, self.hosts, self._observe = fleet, hosts, observe
         self.close = on_close
 
@@ -52,7 +55,7 @@ class RemoteLams:
         """See ``Services.warm``; replicas are warm before they are asked."""
         self.predict(first_measurements(self.settings))
 
-    def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
+    def predict(self, requests: Sequence[Question]) -> list[torch.Tensor]:
         """See ``Services.predict``."""
         return answers_of(requests, self.settings, self._futures)
 
@@ -66,10 +69,10 @@ class RemoteLams:
         answer = self._ran(self.hosts[asked.lam][0], own, lambda node: (CLASSICAL,), {})
         return state_in(answer)[asked.lam][FUTURE]
 
-    def _futures(self, asked: Mapping[str, Sequence[Measurement]]) -> dict[str, torch.Tensor]:
+    def _futures(self, asked: Mapping[str, Sequence[Question]]) -> dict[str, torch.Tensor]:
         alike: dict[Hosts, dict[str, Sequence[Measurement]]] = {}
-        for lam, requests in asked.items():
-            alike.setdefault(self.hosts[lam], {})[lam] = requests
+        for lam, requests in asked.items():  # none of sweeps: no such LAM is here
+            alike.setdefault(self.hosts[lam], {})[lam] = cast(Sequence[Measurement], requests)
         return {
             lam: future for hosts, own in alike.items() for lam, future in self._through(hosts, own).items()
         }
@@ -141,6 +144,7 @@ class SharedOut:
         self._services, self._width = services, width
         self._pool = ThreadPoolExecutor(width, thread_name_prefix="airlam-share")
         self.settings, self.graph = services.settings, services.graph
+        self.beam_settings = services.beam_settings
 
     def warm(self) -> None:
         """See ``Services.warm``; not in the caller's thread, where an event loop may run."""
@@ -151,7 +155,7 @@ class SharedOut:
         self._pool.shutdown()
         self._services.close()
 
-    def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
+    def predict(self, requests: Sequence[Question]) -> list[torch.Tensor]:
         """See ``Services.predict``."""
         shares = shared_out(requests, self._width)
         if len(shares) == 1:
@@ -163,7 +167,7 @@ class SharedOut:
         return [answers[index] for index in range(len(requests))]
 
 
-def shared_out(requests: Sequence[Measurement], width: int) -> list[list[int]]:
+def shared_out(requests: Sequence[Question], width: int) -> list[list[int]]:
     """Indices of requests in at most ``width`` shares of about as many links each.
 
     What is asked of one measurement stays together.

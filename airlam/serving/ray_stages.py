@@ -8,7 +8,7 @@ LAM. Context goes from tokeniser to head past the backbone.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from airlam.serving.lam_services import HEAD
+from airlam.serving.module_sharing import HEAD
 from airlam.serving.ray_messages import FUTURE, HIDDEN, PHASES, TOKENS
 from airlam.serving.service_graph import ServiceGraph
 from airlam.serving.service_loads import ServiceLoads

@@ -28,6 +28,11 @@ PREDICT = Query(
     about="Whether a prediction is wanted once the history is whole.",
     schema={"type": "boolean", "default": True},
 )
+TOP = Query(
+    name="top",
+    about="How many beams of each sweep; no more than there are.",
+    schema={"type": "integer", "minimum": 1, "default": 3},
+)
 _NAMES = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 LAMS = Query(
     name="lam",
@@ -167,6 +172,14 @@ def slot_number(request: Request) -> int | None:
     if not (given.isascii() and given.isdecimal() and len(given) < 20 and int(given) < _MOST_SLOTS):
         raise BodyError(422, f"slot is {given[:40]!r}; expected a whole number from 0, below 2^53")
     return int(given)
+
+
+def top_beams(request: Request, num_beams: int) -> int:
+    """How many beams of each sweep are wanted."""
+    given = request.query_params.get(TOP.name, str(TOP.schema["default"]))
+    if not (given.isascii() and given.isdecimal() and int(given[:20])):
+        raise BodyError(422, f"top is {given[:40]!r}; expected a whole number from 1")
+    return min(int(given[:20]), num_beams)
 
 
 def names_in(request: Request, query: Query) -> list[str]:

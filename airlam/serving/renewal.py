@@ -13,6 +13,7 @@ from airlam.errors import AirlamError, SpecError
 from airlam.serving.batching import NotServed
 from airlam.serving.predictions import Predictions
 from airlam.serving.services import PrecodingServices, Services
+from airlam.tokens.beam_history import BeamScales
 
 _log = logging.getLogger(__name__)
 Load = Callable[[], Services]
@@ -62,6 +63,12 @@ def _check(old: Services, new: Services) -> None:
             raise SpecError(
                 f"LAM {name!r} is for another setting than before; restart the server to change it"
             )
+    for name, scales in old.beam_settings.items():
+        given = new.beam_settings.get(name)
+        if given is None or _sizes(given) != _sizes(scales):
+            raise SpecError(
+                f"LAM {name!r} is gone or chooses of other sweeps; restart the server to change it"
+            )
     if isinstance(old, PrecodingServices):
         csi = new.csi if isinstance(new, PrecodingServices) else {}
         for name in old.csi:
@@ -69,3 +76,8 @@ def _check(old: Services, new: Services) -> None:
                 raise SpecError(
                     f"precoder {name!r} is gone or was trained on other CSI; restart the server to change it"
                 )
+
+
+def _sizes(scales: BeamScales) -> tuple[int, int, int]:
+    """What clients of a LAM of beam selection know of it."""
+    return scales.num_past, scales.num_ahead, scales.num_beams

@@ -90,8 +90,10 @@ class ServiceGraph:
         return self.flows[task][module]
 
 
-def merge(tasks: Mapping[str, TaskModules]) -> ServiceGraph:
+def merge(tasks: Mapping[str, TaskModules], *, is_whole: bool = True) -> ServiceGraph:
     """The graph in which modules of equal identity are one service.
+
+    is_whole: whether there are no other tasks beside, whose services might have the same names.
 
     Within a task every module is a service of its own, whatever its identity: a second pass of one service by
     one request would be a cycle.
@@ -102,7 +104,11 @@ def merge(tasks: Mapping[str, TaskModules]) -> ServiceGraph:
         for name, identity in modules.identity_of.items():
             sharing.setdefault((name, identity), []).append(task)
     services = {
-        key: Service(name=_service_name(key[0], users, len(tasks)), module=key[0], tasks=tuple(users))
+        key: Service(
+            name=_service_name(key[0], users, is_whole and len(users) == len(tasks)),
+            module=key[0],
+            tasks=tuple(users),
+        )
         for key, users in sharing.items()
     }
     flows = {
@@ -117,5 +123,14 @@ def merge(tasks: Mapping[str, TaskModules]) -> ServiceGraph:
     return ServiceGraph(services=tuple(services.values()), edges=tuple(edges), flows=flows)
 
 
-def _service_name(module: str, users: list[str], num_tasks: int) -> str:
-    return module if len(users) == num_tasks else f"{module}@{'+'.join(users)}"
+def _service_name(module: str, users: list[str], is_of_all: bool) -> str:
+    return module if is_of_all else f"{module}@{'+'.join(users)}"
+
+
+def beside(first: ServiceGraph, other: ServiceGraph) -> ServiceGraph:
+    """Both graphs as one, which share nothing; their services' names must differ."""
+    return ServiceGraph(
+        services=(*first.services, *other.services),
+        edges=(*first.edges, *other.edges),
+        flows={**first.flows, **other.flows},
+    )

@@ -7,8 +7,9 @@ import torch
 
 from airlam.radio.channel import PredictionSetting
 from airlam.serving.downlinks import Csi, Downlinks
-from airlam.serving.measurement import Measurement
+from airlam.serving.measurement import Question
 from airlam.serving.service_graph import ServiceGraph
+from airlam.tokens.beam_history import BeamScales
 
 
 class Services(Protocol):
@@ -16,7 +17,12 @@ class Services(Protocol):
 
     @property
     def settings(self) -> Mapping[str, PredictionSetting]:
-        """What each LAM takes and gives, by its name."""
+        """What each LAM of channel prediction takes and gives, by its name."""
+        ...
+
+    @property
+    def beam_settings(self) -> Mapping[str, BeamScales]:
+        """The same of LAMs of beam selection."""
         ...
 
     @property
@@ -32,9 +38,12 @@ class Services(Protocol):
         """Ends what runs for them in other processes; nothing is asked of them any more."""
         ...
 
-    def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
+    def predict(self, requests: Sequence[Question]) -> list[torch.Tensor]:
         """The future that each request asks for: complex64 [links, num_horizon, num_user_ant, num_bs_ant,
         num_target_subcarriers], or ``Foresight.packed`` where its errors are asked for, too.
+
+        Of sweeps it is the LAM's share for each beam, of sum 1 over beams: float32 [windows, num_ahead,
+        num_beams].
         """
         ...
 
