@@ -93,9 +93,7 @@ def fine_tune(run: Run) -> Outcome:
 def measure(run: Run, *, link: bool) -> EvaluationResult:
     """See ``Task.measure``; what is lost on the link is the power, so ``link`` changes nothing."""
     lam = LamBeams.load(run.folder / LAM_FOLDER)
-    test = windows_of(run.dataset, "test", run.spec.sweeps)
-    if not len(test):
-        raise DataError(f"no test drive of {run.dataset.spec.name} is long enough for a window")
+    test = windows_of_test(run.dataset, run.spec.sweeps)
     predictors = [*classical_predictors(training_windows(run), lam.stack), lam]
     scores = {}
     for number, each in enumerate(predictors):
@@ -124,6 +122,15 @@ def measure(run: Run, *, link: bool) -> EvaluationResult:
 
 def _kind(name: str) -> Kind:
     return "lam" if name == LAM else "classical"
+
+
+def windows_of_test(dataset: ChannelDataset, spec: BeamSelectionSpec) -> BeamWindows:
+    """All windows of the test drives; DataError where there are none."""
+    found = windows_of(dataset, "test", spec)
+    if not len(found):
+        length = spec.num_past + spec.num_ahead
+        raise DataError(f"no test drive of {dataset.spec.name} has {length} sweeps; draw longer ones")
+    return found
 
 
 def windows_of(dataset: ChannelDataset, split: str, spec: BeamSelectionSpec) -> BeamWindows:

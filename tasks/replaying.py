@@ -23,15 +23,18 @@ def replay_run(
 ) -> ReplayReport:
     """Sends what the users of a run's test drops would ask to the server that has the run.
 
-    Of channel prediction that is a noisy history of one user, of beamforming what is known of one downlink of
-    the run's ``link.num_users`` users, or their noisy histories where it is to be predicted. snr_db: of the
-    histories of channel prediction; of beamforming the total power over noise. DataError where the run's
-    dataset has no test drops; what the server does not take comes back as failures.
+    Of channel prediction that is a noisy history of one user, of beam selection one's last sweeps and
+    positions, of beamforming what is known of one downlink of the run's ``link.num_users`` users, or their
+    noisy histories where it is to be predicted. snr_db: of the histories of channel prediction; of
+    beamforming the total power over noise; sweeps have their own. DataError where the run's dataset has no
+    test drops; what the server does not take comes back as failures.
     """
     spec = read_run(folder)
     with ChannelDataset.open(spec.dataset) as dataset:
         if spec.task == "beamforming" and spec.downlink.csi == "predicted":
             send = _groups(spec, dataset, snr_db)
+        elif spec.task == "beam_selection":
+            send = _sweeps(spec, dataset)
         elif spec.task == "beamforming":
             send = _downlinks(Run(spec=spec, dataset=dataset, folder=folder, on_progress=quiet), snr_db)
         else:
@@ -72,6 +75,19 @@ def _groups(spec: RunSpec, dataset: ChannelDataset, snr_db: float) -> Send:
         client.predict_and_precode(
             spec.name, spec.name, history[own], noise_variance[own], db_to_linear(-snr_db)
         )
+
+    return send
+
+
+def _sweeps(spec: RunSpec, dataset: ChannelDataset) -> Send:
+    from airlam.tasks.beam_selection_run import windows_of_test
+
+    history = windows_of_test(dataset, spec.sweeps).history
+
+    def send(client: Client, number: int) -> None:
+        place = number % min(len(history), REPLAYED_REQUESTS)
+        one = slice(place, place + 1)
+        client.choose_beams(spec.name, history.power[one], history.position_m[one])
 
     return send
 

@@ -20,6 +20,8 @@ from airlam.model.lam_beams import LamBeams
 from airlam.radio.beam_regression import PowerStack
 from airlam.radio.beam_selection import BeamHistory, BeamWindows, score_beams
 from airlam.results import EvaluationResult
+from airlam.serving.monitoring import Metrics
+from airlam.serving.server import running
 from airlam.specs import (
     BeamSelectionSpec,
     BeamSensorSpec,
@@ -27,6 +29,7 @@ from airlam.specs import (
     ModelSpec,
     PredictionSpec,
     RunSpec,
+    ServingSpec,
     SplitSizes,
     TrainingSpec,
     read_spec,
@@ -35,8 +38,9 @@ from airlam.specs import (
 from airlam.tasks import beam_selection_run
 from airlam.tasks.beam_selection_run import beam_rows, training_windows, windows_of
 from airlam.tasks.evaluation import evaluate
+from airlam.tasks.replaying import replay_run
 from airlam.tasks.runs import finetune
-from airlam.tasks.serving import served_beams
+from airlam.tasks.serving import served_beams, services_of
 from airlam.tasks.task import Run
 from airlam.tokens.beam_history import BeamScales
 
@@ -207,6 +211,14 @@ def test_a_run_is_tuned_evaluated_and_served(street: Path, tmp_path: Path) -> No
         if (row.method, row.metric, row.reference) == ("lam", "power_loss_db", None)
     ]
     torch.testing.assert_close(lost, torch.tensor(own, dtype=torch.float64))
+
+
+@needs_rays
+def test_a_server_is_asked_by_the_test_drives(street: Path, tmp_path: Path) -> None:
+    folder, metrics = finetune(RUN, street, tmp_path), Metrics()
+    with running(services_of([folder], metrics), ServingSpec(port=0), metrics) as url:
+        report = replay_run(folder, url, rate_per_s=20.0, duration_s=0.5)
+    assert report.num_requests == 10 and not report.failures
 
 
 @needs_rays

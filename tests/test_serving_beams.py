@@ -172,6 +172,7 @@ def test_choices_are_the_lams_own(server: Served) -> None:
         every = client.choose_beams("street", asked.power, asked.position_m, top=99)
     assert three.beam.shape == (3, NUM_AHEAD, 3) and every.beam.shape == (3, NUM_AHEAD, NUM_BEAMS)
     assert torch.equal(every.beam[..., :3], three.beam)
+    assert httpx.get(f"{server.url}/v1/load").json()["requests"]["street"]["answered"] >= 2
     assert torch.equal(every.beam[..., 0], expected.argmax(-1))
     torch.testing.assert_close(every.share, expected.sort(-1, descending=True).values, rtol=1e-4, atol=1e-6)
 

@@ -177,7 +177,8 @@ class Predictions:
 
     def _is_known(self, name: str) -> bool:
         services = self.services
-        return name in services.settings or (isinstance(services, PrecodingServices) and name in services.csi)
+        is_lam = name in services.settings or name in services.beam_settings
+        return is_lam or (isinstance(services, PrecodingServices) and name in services.csi)
 
 
 def refusal(status: int, reason: str) -> Response:
