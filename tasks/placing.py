@@ -1,7 +1,9 @@
 """Fine-tuned runs placed as services on a network's servers: what ``airlam place`` does.
 
 Requests enter at the server whose cell a device is in; all that passes a device's own radio link is the same
-wherever services run, so it is priced beside the placement and not searched over.
+wherever services run, so it is priced beside the placement and not searched over. Where channels are to be
+predicted devices ask, by a slot each; precoders and beams are for the base station, which knows what they are
+found from, so that nothing of them is on the radio.
 """
 
 import dataclasses
@@ -14,10 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from airlam.model.lam import LAM
-from airlam.serving.lam_services import LamServices
-from airlam.serving.measurement import future_shape, slot_shape
-from airlam.serving.service_loads import ServiceLoads, service_loads
+from airlam.serving.service_loads import service_loads
 from airlam.specs import NetworkSpec, require
 from airlam.split.graph import Module, ModuleGraph
 from airlam.split.network import EdgeNetwork
@@ -27,19 +26,18 @@ from airlam.split.placement.solve import Placed, place
 from airlam.split.placement.tables import Tables
 from airlam.split.plan import Schedule
 from airlam.tasks.drawn_network import drawn
-from airlam.tasks.planning import profiled
-from airlam.tasks.serving import served_lams
+from airlam.tasks.served_tasks import served_tasks
 
-_COMPLEX_BYTES, _VARIANCE_BYTES = 8, 4  # of complex64 channels and a float32 noise variance
 _GATE = "gate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacingRequest:
-    """What to place. folders: of runs of channel prediction, as ``serve`` takes them.
+    """What to place. folders: of runs, as ``serve`` takes them.
 
-    rate_per_s: slots that each device sends to each run. num_devices: of the network, the first so many ask;
-    None for all.
+    rate_per_s: of each device to each run, slots of its channel or of its sweeps; precoders are found as
+    often, for the run's ``link.num_users`` devices at once. num_devices: of the network, the first so many
+    are there; None for all.
     """
 
     network: NetworkSpec
@@ -84,53 +82,33 @@ def place_runs(request: PlacingRequest) -> PlacingResult:
 
     InfeasiblePlacement names the limits in the way; SpecError a radio link that does not carry the requests.
     """
-    lams = served_lams(request.folders)
-    payloads = {name: payload_bytes(lam) for name, lam in lams.items()}
-    loads = lam_loads(lams)
+    graph, tasks = served_tasks(request.folders)
+    loads = service_loads(graph, {name: task.profile for name, task in tasks.items()})
     network = drawn(request.network).network
     asking = network.devices[: request.num_devices]
-    classes = tuple(
-        loads.request_class(
-            task,
-            home=home,
-            arrival_per_s=request.rate_per_s * len(devices),
-            deadline_s=math.inf,
-            input_bytes=input_bytes,
-            output_bytes=output_bytes,
+    classes = {
+        name: tuple(
+            loads.request_class(
+                name,
+                home=home,
+                arrival_per_s=request.rate_per_s * len(devices) / task.num_users,
+                deadline_s=math.inf,
+                input_bytes=task.input_bytes,
+                output_bytes=task.output_bytes,
+            )
+            for home, devices in _by_cell(network, asking).items()
         )
-        for home, devices in _by_cell(network, asking).items()
-        for task, (input_bytes, output_bytes) in payloads.items()
-    )
+        for name, task in tasks.items()
+    }
     problem = ServiceProblem(
         graph=loads.graph,
         network=network.restricted_to(network.servers),
-        classes=classes,
+        classes=tuple(one for home in zip(*classes.values(), strict=True) for one in home),
         min_replicas=request.min_replicas,
     )
-    radio_s = _radio_s(network, asking, classes, request.rate_per_s)
+    on_radio = [one for name, own in classes.items() if tasks[name].is_on_radio for one in own]
+    radio_s = _radio_s(network, asking, on_radio, request.rate_per_s)
     return PlacingResult(problem=problem, placed=place(problem), radio_s=radio_s)
-
-
-def lam_loads(lams: Mapping[str, LAM]) -> ServiceLoads:
-    """What LAMs take that are served together, for requests of one link; the LAMs are taken over."""
-    profiles = lam_profiles(lams)
-    return service_loads(LamServices(lams).graph, profiles)
-
-
-def lam_profiles(lams: Mapping[str, LAM]) -> dict[str, ModuleGraph]:
-    """What each LAM's modules take for a request of one link."""
-    profiles = {}
-    for name, lam in lams.items():
-        graph = profiled(lam, lam.tokenizer.setting, "inference").for_batch(1)
-        profiles[name] = graph.at_ranks({module.name: lam.spec.lora_rank for module in graph.modules})
-    return profiles
-
-
-def payload_bytes(lam: LAM) -> tuple[int, int]:
-    """Of a session's request and its answer: one link's slot (its history is at the server), its future."""
-    setting = lam.tokenizer.setting
-    slot = math.prod(slot_shape(setting))
-    return _COMPLEX_BYTES * slot + _VARIANCE_BYTES, _COMPLEX_BYTES * math.prod(future_shape(setting))
 
 
 def _by_cell(network: EdgeNetwork, devices: Sequence[str]) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from airlam.serving.service_loads import service_loads
 from airlam.serving.services import Services
 from airlam.serving.side_by_side import SideBySide
 from airlam.specs import ServingSpec
-from airlam.tasks.placing import lam_profiles
+from airlam.tasks.service_profiles import lam_profile
 from airlam.tasks.serving import guarded_lams, served_beams, services_of
 
 
@@ -54,7 +54,7 @@ def serve_over_ray(
 def remote_services(folders: Sequence[Path], metrics: Metrics, deployments: Deployments) -> SharedOut:
     """The LAMs of some runs on a cluster's nodes, until they are closed."""
     lams, guards = guarded_lams(folders)
-    recipe, profiles = recipe_of(lams), lam_profiles(lams)
+    recipe, profiles = recipe_of(lams), {name: lam_profile(lam) for name, lam in lams.items()}
     whole = LamServices(lams)
     loads = service_loads(whole.graph, profiles)
     plan = plan_cluster(whole.graph, loads, whole.settings, deployments.survey(), deployments.home)

@@ -38,7 +38,7 @@ def served_lams(folders: Sequence[Path]) -> dict[str, LAM]:
     folder holds no finished run; SpecError where two runs have one name.
     """
     lams: dict[str, LAM] = {}
-    for folder, spec in _read_runs(folders).items():
+    for folder, spec in read_runs(folders).items():
         require(
             spec.task == "channel_prediction",
             f"{folder} is a run of task {spec.task!r}; runs of 'channel_prediction' have LAMs to serve",
@@ -48,7 +48,7 @@ def served_lams(folders: Sequence[Path]) -> dict[str, LAM]:
     return lams
 
 
-def _read_runs(folders: Sequence[Path]) -> dict[Path, RunSpec]:
+def read_runs(folders: Sequence[Path]) -> dict[Path, RunSpec]:
     """The specs of some runs, no two of one name."""
     found: dict[Path, RunSpec] = {}
     names: set[str] = set()
@@ -73,7 +73,7 @@ def services_of(folders: Sequence[Path], metrics: Metrics, predicting: Predictin
     among them they are ``PrecodingServices``. Errors as of ``served_lams``.
     """
     predicting = predicting or _predicting
-    specs = _read_runs(folders)
+    specs = read_runs(folders)
     beamforming = [folder for folder in folders if specs[folder].task == "beamforming"]
     others = [folder for folder in folders if folder not in beamforming or _foresees(specs[folder])]
     if not beamforming:
@@ -117,7 +117,7 @@ def _predicting(folders: Sequence[Path], metrics: Metrics) -> Services:
 
 def served_beams(folders: Sequence[Path]) -> dict[str, LamBeams]:
     """Of those folders that are runs of beam selection: what chooses, by the runs' names."""
-    specs = _read_runs(folders)
+    specs = read_runs(folders)
     return {
         spec.name: LamBeams.load(folder / LAM_FOLDER)
         for folder, spec in specs.items()
@@ -125,22 +125,27 @@ def served_beams(folders: Sequence[Path]) -> dict[str, LamBeams]:
     }
 
 
-def guarded_lams(folders: Sequence[Path]) -> tuple[dict[str, LAM], dict[str, LinkGuard]]:
-    """LAMs of some runs, those untuned that a guard uses, and the guards; errors as of ``served_lams``.
+def predicting_lams(folders: Sequence[Path]) -> dict[str, LAM]:
+    """The LAMs of those folders whose runs predict channels, by the runs' names.
 
-    Of a run of beamforming on predicted channels it is the predictor, which foresees; those of beam selection
-    are left to ``served_beams``.
+    Of a run of beamforming on predicted channels it is the predictor, which foresees. Errors as of
+    ``served_lams``.
     """
-    specs = {folder: spec for folder, spec in _read_runs(folders).items() if spec.task != BEAM_SELECTION}
-    alone = [folder for folder, spec in specs.items() if not _foresees(spec)]
-    lams, guards = served_lams(alone), dict[str, LinkGuard]()
-    for name, folder in zip(list(lams), alone, strict=True):
-        guard = read_guard(folder)
+    specs = read_runs(folders)
+    alone = [folder for folder in folders if specs[folder].task == "channel_prediction"]
+    lams = served_lams(alone)
+    return lams | {spec.name: _foreseeing(folder, spec) for folder, spec in specs.items() if _foresees(spec)}
+
+
+def guarded_lams(folders: Sequence[Path]) -> tuple[dict[str, LAM], dict[str, LinkGuard]]:
+    """``predicting_lams``, those untuned that a guard uses, and the guards."""
+    lams, guards = predicting_lams(folders), dict[str, LinkGuard]()
+    for folder, spec in read_runs(folders).items():
+        guard = read_guard(folder) if spec.task == "channel_prediction" else None
         if guard is not None and (guard.uses(UNTUNED) or guard.uses(CLASSICAL)):
-            guards[name] = guard
+            guards[spec.name] = guard
             if guard.uses(UNTUNED):
-                lams[untuned_name(name)] = _untuned(folder, specs[folder])
-    lams |= {spec.name: _foreseeing(folder, spec) for folder, spec in specs.items() if _foresees(spec)}
+                lams[untuned_name(spec.name)] = _untuned(folder, spec)
     return lams, guards
 
 

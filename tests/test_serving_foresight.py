@@ -35,8 +35,8 @@ from airlam.specs import (
     spec_to_toml,
 )
 from airlam.tasks.beamforming_predicted import error_tokenizer
-from airlam.tasks.placing import lam_profiles
 from airlam.tasks.run_setting import SETTING_FILE, write_setting
+from airlam.tasks.service_profiles import lam_profile
 from airlam.tasks.serving import guarded_lams, services_of
 from airlam.tokens.path_error import POWER
 
@@ -294,7 +294,7 @@ def test_another_process_foresees_alike() -> None:
     asked = {"joint": [one]}
     made = pair()
     lams = {"joint": foreseeing(made.lam, made.levels.detach())}
-    assert lam_profiles(lams)["joint"].by_name["head.channel_prediction"].forward_flops > 0
+    assert lam_profile(lams["joint"]).by_name["head.channel_prediction"].forward_flops > 0
     answer = Phases(recipe_of(lams)).handle(request_of(asked, PHASES, {}))
     assert answer.header.operation != RUN
     found = Foresight.unpacked(state_in(answer)["joint"][FUTURE], SETTING)

@@ -33,7 +33,7 @@ from airlam.serving.service_loads import ServiceLoads, service_loads
 from airlam.specs import ArraySpec, ModelSpec
 from airlam.split.messages import decode, encode
 from airlam.split.network import EdgeNetwork, Node, WiredLink
-from airlam.tasks.placing import lam_profiles
+from airlam.tasks.service_profiles import lam_profile
 
 FREQUENCIES_HZ = tuple(180e3 * i for i in range(4))
 SETTING = PredictionSetting(
@@ -313,7 +313,7 @@ def ray_of(*resources: dict[str, float]) -> Any:
 
 @pytest.fixture(scope="module")
 def loads(lams: dict[str, LAM], whole: LamServices) -> ServiceLoads:
-    return service_loads(whole.graph, lam_profiles(copy.deepcopy(lams)))
+    return service_loads(whole.graph, {name: lam_profile(copy.deepcopy(lam)) for name, lam in lams.items()})
 
 
 def test_units_are_tokenisers_backbones_and_heads(whole: LamServices, loads: ServiceLoads) -> None:

@@ -1,5 +1,6 @@
 """From run folders and a network file to a placement: what ``airlam place`` says, and what it refuses."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,23 +8,40 @@ import pytest
 import torch
 
 from airlam import cli
+from airlam.datasets.catalog import packaged_spec
+from airlam.datasets.generate import generate
 from airlam.errors import SpecError
 from airlam.model.build import lam_for
+from airlam.model.graph_precoder import build_precoder
+from airlam.model.lam_beams import LamBeams
+from airlam.model.precoder_chain import save_precoder
+from airlam.model.predictive_precoder import PredictivePrecoder
+from airlam.radio.beam_regression import PowerStack
+from airlam.radio.beam_selection import BeamHistory, BeamWindows
 from airlam.radio.channel import PredictionSetting
+from airlam.serving.monitoring import Metrics
 from airlam.specs import (
     ArraySpec,
+    BeamformingSpec,
     CellSpec,
     DeviceSpec,
+    LinkSpec,
     ModelSpec,
     NetworkSpec,
+    PrecoderSpec,
     RunSpec,
     ServerSpec,
+    SplitSizes,
     WireSpec,
     spec_to_toml,
 )
 from airlam.tasks.placing import PlacingRequest, place_runs
 from airlam.tasks.run_setting import write_setting
 from airlam.tasks.runs import LAM_FOLDER, RUN_FILE, SUMMARY_FILE
+from airlam.tasks.served_tasks import predicting_task, served_tasks
+from airlam.tasks.service_profiles import precoder_profile
+from airlam.tasks.serving import services_of
+from airlam.tokens.beam_history import BeamScales
 
 FREQUENCIES_HZ = tuple(180e3 * i for i in range(8))
 SETTING = PredictionSetting(
@@ -37,6 +55,8 @@ SETTING = PredictionSetting(
     max_doppler_hz=200.0,
 )
 MODEL = ModelSpec(backbone="small", num_layers=1, num_paths=4)
+MODEL_OF_BEAMS = ModelSpec(num_layers=1)
+GRAPH = PrecoderSpec(width=8, num_edge_channels=2, num_layers=1)
 NETWORK = NetworkSpec(
     name="three",
     cell=CellSpec(uplink_bandwidth_hz=1e6, downlink_bandwidth_hz=1e6),
@@ -110,3 +130,64 @@ def test_what_cannot_be_is_told(runs: list[Path]) -> None:
         PlacingRequest(network=NETWORK, folders=runs, rate_per_s=0.0)
     with pytest.raises(SpecError, match="the network has 2"):
         PlacingRequest(network=NETWORK, folders=runs, num_devices=3)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Finished runs of beam selection, of beamforming, and of beamforming on predicted channels."""
+    root = tmp_path_factory.mktemp("others")
+    generate(dataclasses.replace(packaged_spec("quickstart"), drops=SplitSizes(train=1)), root / "d.h5")
+    windows = BeamWindows(
+        history=BeamHistory(
+            power=torch.rand(6, 9, 4).double() + 0.1, position_m=torch.rand(6, 9, 3).double()
+        ),
+        future_power=torch.rand(6, 2, 4).double() + 0.1,
+        sequence=torch.arange(6) // 3,
+    )
+    beams = LamBeams.untuned(PowerStack.fitted(windows), BeamScales.of(windows), MODEL_OF_BEAMS, seed=1)
+    beams.save(root / "beams" / LAM_FOLDER)
+    save_precoder(build_precoder(GRAPH), root / "known" / LAM_FOLDER)
+    pair = PredictivePrecoder(lam_for(MODEL, SETTING, 1), build_precoder(GRAPH), SETTING)
+    pair.save(root / "joint" / LAM_FOLDER)
+    write_setting(root / "joint", SETTING)
+    specs = (
+        RunSpec(name="beams", dataset="none.h5", task="beam_selection", model=MODEL_OF_BEAMS),
+        RunSpec(name="known", dataset=str(root / "d.h5"), task="beamforming"),
+        RunSpec(
+            name="joint",
+            dataset="none.h5",
+            task="beamforming",
+            beamforming=BeamformingSpec(csi="predicted", predictor="none"),
+        ),
+    )
+    for spec in specs:
+        (root / spec.name / RUN_FILE).write_text(spec_to_toml(spec))
+        (root / spec.name / SUMMARY_FILE).write_text("{}")
+    return {spec.name: root / spec.name for spec in specs}
+
+
+def test_runs_of_every_task_are_placed_as_they_are_served(runs: list[Path], others: dict[str, Path]) -> None:
+    folders = [runs[0], *others.values()]
+    result = place_runs(PlacingRequest(network=NETWORK, folders=folders, rate_per_s=2.0))
+    served = services_of(folders, Metrics()).graph
+    assert set(result.placed.placement.hosts) == {one.name for one in served.services}
+    classes = {one.name: one for one in result.problem.classes}
+    assert set(classes) == {f"{name} from s0" for name in ("a", *others)}
+    for name in others:
+        assert set(classes[f"{name} from s0"].services) == set(served.flows[name].values())
+    assert classes["beams from s0"].arrival_per_s == 4.0
+    assert classes["joint from s0"].arrival_per_s == 4.0 / LinkSpec().num_users  # as many at once
+    assert set(result.radio_s) == {"a from s0"}  # the base station asks for the others
+
+
+def test_work_grows_with_what_is_asked(others: dict[str, Path]) -> None:
+    _, tasks = served_tasks(list(others.values()))
+    alone = precoder_profile(build_precoder(GRAPH), 4, 4)
+    joint = tasks["joint"].profile.by_name["precoder"]
+    assert joint.forward_flops >= 2 * 8 * alone.by_name["precoder"].forward_flops  # slots, subcarriers
+    one = predicting_task(lam_for(MODEL, SETTING, 1)).profile.by_name["block.0"]
+    assert tasks["joint"].profile.by_name["block.0"].forward_flops == pytest.approx(4 * one.forward_flops)
+    experts = tasks["beams"].profile.by_name["experts"]
+    stack = LamBeams.load(others["beams"] / LAM_FOLDER).stack
+    assert experts.parameter_bytes == sum(t.numel() * t.element_size() for t in stack.tensors().values())
+    assert all(module.working_bytes > 0 for task in tasks.values() for module in task.profile.modules)

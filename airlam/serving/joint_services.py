@@ -36,7 +36,7 @@ class JointServices:
         both = ", ".join(sorted({*self.settings, *self.beam_settings} & apart))
         require(not both, f"a LAM and a precoder are both called {both}; rename a run, or serve one of them")
         found = ServiceGraph(services=(), edges=(), flows={}) if lams is None else lams.graph
-        self.graph = _with_precoders(found, precoders.csi)
+        self.graph = with_precoders(found, precoders.csi)
 
     @property
     def csi(self) -> Mapping[str, Csi]:
@@ -65,7 +65,7 @@ class JointServices:
         return self._precoders.precode(requests)
 
 
-def _with_precoders(graph: ServiceGraph, csi_of: Mapping[str, Csi]) -> ServiceGraph:
+def with_precoders(graph: ServiceGraph, csi_of: Mapping[str, Csi]) -> ServiceGraph:
     """The graph with a service of its own for each precoder, behind what gives it channels."""
     given = {source for source, _ in graph.edges}
     ends = tuple(one.name for one in graph.services if one.name not in given and one.module != BEAM_HEAD)
