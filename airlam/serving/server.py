@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from airlam.errors import SpecError
 from airlam.serving.app import create_app
+from airlam.serving.memory import keep_freed_memory
 from airlam.serving.monitoring import Metrics
 from airlam.serving.renewal import Load
 from airlam.serving.services import Services
@@ -24,7 +25,6 @@ _MAX_HEADER_BYTES = 2**16
 _KEEP_ALIVE_S = 75
 _BACKLOG = 1024  # connections that wait to be accepted
 _START_S = 120.0
-_LARGEST_BLOCK_BYTES = 2**25 - 2**13  # that the thresholds follow, its own header left out
 _log = logging.getLogger(__name__)
 
 
@@ -105,18 +105,8 @@ def _protocol(timeout_s: float) -> type[asyncio.Protocol]:
     return Patient
 
 
-def _keep_freed_memory() -> None:
-    """Has glibc keep what a batch frees for the next one, instead of asking the kernel for it each time.
-
-    Its thresholds follow the largest block that has been freed, up to 32 MiB (mallopt(3)); without, a lone
-    request takes hundreds of page faults, which cost a millisecond or two. Elsewhere this does nothing.
-    """
-    block = bytearray(_LARGEST_BLOCK_BYTES)
-    del block
-
-
 def _config(app: Starlette, spec: ServingSpec) -> uvicorn.Config:
-    _keep_freed_memory()
+    keep_freed_memory()
     return uvicorn.Config(
         app,
         http=_protocol(spec.read_timeout_s),
