@@ -1,24 +1,29 @@
 """The placement benchmark runs, names its figures, counts what fails, and treats all methods alike."""
 
+import asyncio
 import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from airlam.bench import placement, placement_learning, run_bench
+from airlam.bench import placement, placement_learning, placement_runtime, run_bench
 from airlam.bench.placement_figures import ratio_figures, tier_figures
 from airlam.bench.placement_learning import DRAWING
-from airlam.bench.placement_runtime import _Processors
+from airlam.bench.placement_runtime import _between, _Loaded, _poisson_s, _Processors, _Runtime
 from airlam.bench.placement_serving import DEADLINE, HARSH, harsh, steady, with_access, with_deadlines
 from airlam.errors import SpecError
 from airlam.model.placement_diffusion import PlacementDiffusion
+from airlam.serving.measurement import Measurement
 from airlam.serving.simulator import simulate
+from airlam.serving.simulator_runtime import RuntimeTimes
 from airlam.split.placement.drawing import Drawing
 from airlam.split.placement.routing import ShortestDelayRouter
 from airlam.split.placement.search import Search, greedy
@@ -172,3 +177,65 @@ def test_the_share_of_others_is_a_share() -> None:
         pytest.skip("this system does not tell what its processors do")
     began = dataclasses.replace(began, clock_s=began.clock_s - 1.0)  # a second at least
     assert 0 <= began.others_share() <= 1.1
+
+
+class Counting:
+    """Answers at once, and keeps what each batch asked."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, ...]] = []
+
+    def predict(self, requests: Sequence[Measurement]) -> list[torch.Tensor]:
+        self.batches.append(tuple(int(request.noise_variance) for request in requests))
+        return [torch.zeros(1, dtype=torch.complex64) for _ in requests]
+
+
+def timed(num_links: int) -> tuple[list[tuple[int, ...]], RuntimeTimes]:
+    """What is asked, without other arrivals than two, and the times that come of it."""
+    services = Counting()
+    asked = [
+        Measurement(lam="a", history=torch.zeros(1, 1), noise_variance=torch.tensor([float(number)]))
+        for number in range(num_links)
+    ]
+
+    async def found() -> RuntimeTimes:
+        runtime = _Runtime(services, asked)  # type: ignore[arg-type]
+        times = await runtime.times(np.random.default_rng(0), 0.0)
+        await runtime.drain()
+        return times
+
+    return services.batches, asyncio.run(found())
+
+
+@pytest.mark.parametrize("num_links", [2, 16])
+def test_batches_of_every_size_are_timed_and_ask_all_links_alike(num_links: int) -> None:
+    batches, times = timed(num_links)
+    sizes = Counter(len(batch) for batch in batches)
+    assert sizes.keys() >= times.batch_s.keys() and min(times.batch_s) == 1
+    assert max(times.batch_s) == max(sizes) == times.max_batch_links
+    for size in times.batch_s:
+        assert size * sizes[size] >= num_links
+    # one after another, so that none is asked for twice before all were asked for
+    alone = [link for batch in batches for link in batch][:-2]
+    assert alone == [number % num_links for number in range(len(alone))]
+    assert all(batch_s > 0 for batch_s in times.batch_s.values())
+    assert times.hand_over_s > 0 and times.timer_s > 0
+
+
+def test_times_lie_between_those_before_and_after() -> None:
+    before = RuntimeTimes(batch_s={1: 1.0, 2: 2.0}, max_batch_links=2, hand_over_s=0.1, timer_s=0.3)
+    after = RuntimeTimes(batch_s={1: 2.0, 2: 2.0}, max_batch_links=2, hand_over_s=0.3, timer_s=0.1)
+    times = _between(before, after)
+    assert times.batch_s == {1: 1.5, 2: 2.0} and times.max_batch_links == 2
+    assert (times.hand_over_s, times.timer_s) == pytest.approx((0.2, 0.2))
+    run = _Loaded(sent_s=np.zeros(3), latency_s=np.zeros(3), batches=[(1, 3.0), (2, 4.0)])
+    assert run.over(times) == pytest.approx(7.0 / 3.5)
+    assert placement_runtime._at_pace(times, 2.0).batch_s == {1: 3.0, 2: 4.0}
+
+
+def test_arrivals_are_poisson() -> None:
+    arrival_s = _poisson_s(np.random.default_rng(4), 50.0, 400.0)
+    gaps_s = np.diff(arrival_s, prepend=0.0)
+    assert len(arrival_s) == 20_000 and (gaps_s > 0).all()
+    assert gaps_s.mean() == pytest.approx(0.02, rel=0.03)
+    assert gaps_s.std() == pytest.approx(0.02, rel=0.03)

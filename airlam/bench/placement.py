@@ -70,7 +70,7 @@ FULL = Scale(
     tier_draws=((1.0, 100), (6.0, 12)),
     tier_slots=15,
     runtime=RuntimeScale(
-        model=ModelSpec(backbone="airlam"), loads=(0.3, 0.6, 0.8), duration_s=20.0, repeats=10, num_links=16
+        model=ModelSpec(backbone="airlam"), loads=(0.3, 0.6, 0.8), duration_s=20.0, runs=3, num_links=16
     ),
 )
 QUICK = Scale(
@@ -82,7 +82,7 @@ QUICK = Scale(
     tier_draws=((1.0, 1),),
     tier_slots=2,
     runtime=RuntimeScale(
-        model=ModelSpec(num_layers=1, num_paths=4), loads=(0.5,), duration_s=0.3, repeats=1, num_links=2
+        model=ModelSpec(num_layers=1, num_paths=4), loads=(0.5,), duration_s=0.3, runs=2, num_links=2
     ),
 )
 

@@ -1,16 +1,20 @@
 """The simulator against the embedded runtime on this machine: one LAM, Poisson arrivals, several loads.
 
-Seconds of each batch size and of a lone request are measured before and after the load; the simulator
-replays the arrivals that were sent. Both are on one thread, in this process, with the server's own batcher.
-Where other processes work meanwhile, batches under load may take longer than those before and after it, so
-each row says what share of the processors the others had.
+Batches are timed before and after each run where they run in it: in the worker of the server's own batcher,
+with the memory that the server keeps; each size alone, every link as often as any other, and those of other
+arrivals at half load, since a batch takes longer after an idle moment or after one of another size. Of the
+run itself the simulator gets its arrivals alone. All is on one thread, in this process. Where other
+processes work meanwhile, or the machine's speed drifts, batches of the run take longer or shorter than those
+before and after it, and a queue near its limit multiplies that: each run says what its batches took over
+what was expected of them, and what share of the processors the others had.
 """
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +27,29 @@ from airlam.model.build import lam_for
 from airlam.serving.batching import Batcher
 from airlam.serving.lam_services import LamServices
 from airlam.serving.measurement import Measurement
-from airlam.serving.simulator_runtime import RuntimeTimes, calibrate
+from airlam.serving.memory import keep_freed_memory
+from airlam.serving.simulator_runtime import Floats, RuntimeTimes, calibrate, replayed_s
 from airlam.specs import ModelSpec, SplitSizes
 from airlam.tasks.channel_prediction import Progress
 from airlam.tasks.comparison import observe
 
 _LAM, _SEED, _SNR_DB = "tdd", 33, 20.0
 _MAX_BATCH = 16
+_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, _MAX_BATCH)  # the seconds of small ones are on no line
+_CALIBRATION_LOAD = 0.5
+_DEADLINE_S = 600.0
+_DELAYS_S = np.linspace(0.001, 0.01, 30)  # pauses after batches
 _PROC_STAT = Path("/proc/stat")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeScale:
-    """What is loaded, how heavily and how long."""
+    """What is loaded, how heavily, how long and how often."""
 
     model: ModelSpec
     loads: tuple[float, ...]
     duration_s: float
-    repeats: int
+    runs: int
     num_links: int
 
 
@@ -48,9 +57,10 @@ def calibration(scale: RuntimeScale, on_progress: Progress) -> tuple[list[dict[s
     """Rows by load; of all, the largest errors of mean and 95th percentile, the largest share of others."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    keep_freed_memory()
     try:
         services, asked = _services(scale)
-        rows = [_row(scale, load, services, asked, on_progress) for load in scale.loads]
+        rows = [asyncio.run(_row(scale, load, services, asked, on_progress)) for load in scale.loads]
     finally:
         torch.set_num_threads(threads)
     figures = {
@@ -74,40 +84,168 @@ def _services(scale: RuntimeScale) -> tuple[LamServices, list[Measurement]]:
     return LamServices({_LAM: lam_for(scale.model, source.setting, _SEED).eval()}), asked
 
 
-def _row(
+async def _row(
     scale: RuntimeScale,
     load: float,
     services: LamServices,
     asked: Sequence[Measurement],
     on_progress: Progress,
 ) -> dict[str, Any]:
-    """One load: times before, the load, times after."""
-    on_progress("runtime", scale.loads.index(load), len(scale.loads), f"load {load:g}")
-    began = _Processors.now()
-    before = _batch_times_s(scale, services, asked)
-    rate = load * _MAX_BATCH / before[_MAX_BATCH]
-    rng = np.random.default_rng(round(1000 * load))
-    count = max(2, round(rate * scale.duration_s))
-    arrival_s = np.cumsum(rng.exponential(1 / rate, count))
-    sent_s, measured_s, overhead_s = asyncio.run(_loaded(services, asked, arrival_s, before[1]))
-    after = _batch_times_s(scale, services, asked)
-    times = RuntimeTimes(
-        batch_s={size: (before[size] + after[size]) / 2 for size in before},
-        max_batch_links=_MAX_BATCH,
-        overhead_s=overhead_s,
-    )
-    order = np.argsort(sent_s, kind="stable")
-    found = calibrate(sent_s[order].tolist(), measured_s[order], times)
+    """One load: times, a run, times, another run and so on; errors of all runs together and of each.
+
+    ``errors_at_own_pace``: as if the machine's pace in each run had been known, one number a run. What is
+    left there is the simulator's own.
+    """
+    runtime, rng = _Runtime(services, asked), np.random.default_rng(round(1000 * load))
+    await runtime.times(rng, 0.0)  # first passes take longer than all later ones
+    before = await runtime.times(rng, scale.duration_s / 2)
+    rate = load * _MAX_BATCH / before.batch_s[_MAX_BATCH]
+    simulated_s, paced_s, measured_s = [], [], []
+    runs: list[dict[str, Any]] = []
+    for run in range(scale.runs):
+        done = scale.loads.index(load) * scale.runs + run
+        on_progress("runtime", done, len(scale.loads) * scale.runs, f"load {load:g}, run {run}")
+        began = _Processors.now()
+        loaded = await runtime.loaded(_poisson_s(rng, rate, scale.duration_s))
+        after = await runtime.times(rng, scale.duration_s / 2)
+        times = _between(before, after)
+        pace = loaded.over(times)
+        simulated_s.append(replayed_s(loaded.sent_s.tolist(), times))
+        paced_s.append(replayed_s(loaded.sent_s.tolist(), _at_pace(times, pace)))
+        measured_s.append(loaded.latency_s)
+        runs.append(
+            {
+                "errors": list(calibrate(simulated_s[-1], loaded.latency_s).errors),
+                "batches_over_expected": pace,
+                "others_cpu_share": None if began is None else began.others_share(),
+            }
+        )
+        before = after
+    await runtime.drain()
+    found = calibrate(np.concatenate(simulated_s), np.concatenate(measured_s))
+    shares = [run["others_cpu_share"] for run in runs if run["others_cpu_share"] is not None]
     return {
         "kind": "runtime",
         "load": load,
         "rate_per_s": rate,
-        "requests": count,
+        "requests": sum(len(latency_s) for latency_s in measured_s),
         "simulated_ms": [1e3 * value for value in found.simulated_s],
         "measured_ms": [1e3 * value for value in found.measured_s],
         "errors": list(found.errors),
-        "others_cpu_share": None if began is None else began.others_share(),
+        "errors_at_own_pace": list(calibrate(np.concatenate(paced_s), np.concatenate(measured_s)).errors),
+        "others_cpu_share": max(shares, default=None),
+        "runs": runs,
     }
+
+
+def _between(before: RuntimeTimes, after: RuntimeTimes) -> RuntimeTimes:
+    """The mean of two measurements."""
+    return RuntimeTimes(
+        batch_s={size: (before.batch_s[size] + after.batch_s[size]) / 2 for size in before.batch_s},
+        max_batch_links=before.max_batch_links,
+        hand_over_s=(before.hand_over_s + after.hand_over_s) / 2,
+        timer_s=(before.timer_s + after.timer_s) / 2,
+    )
+
+
+def _at_pace(times: RuntimeTimes, pace: float) -> RuntimeTimes:
+    """Batches that take ``pace`` times as long."""
+    return replace(times, batch_s={size: pace * batch_s for size, batch_s in times.batch_s.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loaded:
+    """A run: when its requests were sent, in order, and what they took; links and seconds of its batches."""
+
+    sent_s: Floats
+    latency_s: Floats
+    batches: list[tuple[int, float]]
+
+    def over(self, times: RuntimeTimes) -> float:
+        """What its batches took, over what such batches take by ``times``."""
+        expected_s = sum(times.seconds(num_links) for num_links, _ in self.batches)
+        return sum(batch_s for _, batch_s in self.batches) / expected_s
+
+
+class _Runtime:
+    """The server's batcher before some LAMs, in the event loop that runs."""
+
+    def __init__(self, services: LamServices, asked: Sequence[Measurement]) -> None:
+        self._asked, self._next = asked, 0
+        self._batches: list[tuple[int, float]] = []
+        self._batcher = Batcher(
+            services.predict,
+            max_batch_links=_MAX_BATCH,
+            max_queued_links=100_000,
+            on_batch=lambda num_links, batch_s: self._batches.append((num_links, batch_s)),
+        )
+
+    async def times(self, rng: np.random.Generator, duration_s: float) -> RuntimeTimes:
+        """Of batches alone, each size until all links were asked, the sizes in random order, and of those
+        that fill themselves at ``_CALIBRATION_LOAD`` for so many seconds.
+        """
+        begins, num_links = len(self._batches), len(self._asked)
+        await self._alone_s(1)  # what comes after a batch of several meets its pause
+        hand_over_s = [await self._alone_s(1) - self._batches[-1][1] for _ in self._asked]
+        often = [size for size in _SIZES for _ in range(math.ceil(num_links / size))]
+        for size in rng.permutation(often).tolist():
+            await self._alone_s(size)
+        full_s = _mean_s(self._batches[begins:], _MAX_BATCH)
+        rate = _CALIBRATION_LOAD * _MAX_BATCH / full_s
+        await self.loaded(_poisson_s(rng, rate, duration_s))
+        return RuntimeTimes(
+            batch_s={size: _mean_s(self._batches[begins:], size) for size in _SIZES},
+            max_batch_links=_MAX_BATCH,
+            hand_over_s=float(np.median(hand_over_s)),
+            timer_s=await _timer_s(),
+        )
+
+    async def _alone_s(self, num_links: int) -> float:
+        """Seconds until a batch of the next links is answered."""
+        asked = [self._asked[(self._next + i) % len(self._asked)] for i in range(num_links)]
+        self._next += num_links
+        began_s = time.perf_counter()
+        await self._batcher.submit_all(asked, _DEADLINE_S)
+        return time.perf_counter() - began_s
+
+    async def loaded(self, arrival_s: Floats) -> _Loaded:
+        """Requests of one link at these times."""
+        clock, begins = time.perf_counter, len(self._batches)
+
+        async def ask(number: int) -> tuple[float, float]:
+            sent_s = clock()
+            await self._batcher.submit(self._asked[number % len(self._asked)], _DEADLINE_S)
+            return sent_s, clock() - sent_s
+
+        began_s, jobs = clock(), []
+        for number, due_s in enumerate(arrival_s):
+            await asyncio.sleep(max(began_s + due_s - clock(), 0.0))
+            jobs.append(asyncio.create_task(ask(number)))
+        found = np.array(sorted(await asyncio.gather(*jobs)))
+        return _Loaded(sent_s=found[:, 0] - began_s, latency_s=found[:, 1], batches=self._batches[begins:])
+
+    async def drain(self) -> None:
+        """Ends its worker."""
+        await self._batcher.drain()
+
+
+def _poisson_s(rng: np.random.Generator, rate_per_s: float, duration_s: float) -> Floats:
+    """When requests come: as many as are expected in so many seconds, two at least."""
+    return rng.exponential(1 / rate_per_s, max(2, round(rate_per_s * duration_s))).cumsum()
+
+
+def _mean_s(batches: Sequence[tuple[int, float]], size: int) -> float:
+    return float(np.mean([batch_s for num_links, batch_s in batches if num_links == size]))
+
+
+async def _timer_s() -> float:
+    """By which this event loop's timers are late, on average."""
+    late_s = []
+    for delay_s in _DELAYS_S.tolist():
+        began_s = time.perf_counter()
+        await asyncio.sleep(delay_s)
+        late_s.append(time.perf_counter() - began_s - delay_s)
+    return float(np.mean(late_s))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,41 +276,3 @@ class _Processors:
         assert now is not None
         others_s = now.busy_s - self.busy_s - (now.own_s - self.own_s)
         return max(others_s, 0.0) / ((now.clock_s - self.clock_s) * (os.cpu_count() or 1))
-
-
-def _batch_times_s(
-    scale: RuntimeScale, services: LamServices, asked: Sequence[Measurement]
-) -> dict[int, float]:
-    """Mean seconds of a batch by its size."""
-    sizes, found = [1, 2, 4, 8, _MAX_BATCH], {}
-    for size in sizes:
-        batch = [asked[i % len(asked)] for i in range(size)]
-        services.predict(batch)
-        began_s = time.perf_counter()
-        for _ in range(scale.repeats):
-            services.predict(batch)
-        found[size] = (time.perf_counter() - began_s) / scale.repeats
-    return found
-
-
-async def _loaded(
-    services: LamServices, asked: Sequence[Measurement], arrival_s: np.ndarray, alone_s: float
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """When requests were sent, what they took, and what a lone one takes beyond its batch; in seconds."""
-    batcher = Batcher(services.predict, max_batch_links=_MAX_BATCH, max_queued_links=100_000)
-    clock = time.perf_counter
-
-    async def ask(number: int) -> tuple[float, float]:
-        sent_s = clock()
-        await batcher.submit(asked[number % len(asked)], deadline_s=600.0)
-        return sent_s, clock() - sent_s
-
-    lone = [(await ask(number))[1] for number in range(5)]
-    began_s = clock()
-    jobs = []
-    for number, due_s in enumerate(arrival_s):
-        await asyncio.sleep(max(began_s + due_s - clock(), 0.0))
-        jobs.append(asyncio.create_task(ask(number)))
-    found = np.array(await asyncio.gather(*jobs))
-    await batcher.drain()
-    return found[:, 0] - began_s, found[:, 1], max(float(np.median(lone)) - alone_s, 0.0)

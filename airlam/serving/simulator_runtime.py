@@ -1,4 +1,4 @@
-"""The embedded runtime simulated: its latency under load from the seconds that its batches take alone.
+"""The embedded runtime simulated: its latency under load from what its batches take.
 
 ``calibrate`` says how far this is from what was measured under the same arrivals.
 """
@@ -16,16 +16,18 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeTimes:
-    """What was measured of a ``Batcher`` without load.
+    """What was measured of a ``Batcher`` apart from the arrivals that are replayed.
 
-    batch_s: seconds of a batch by its links; between sizes they are taken to lie on a line. overhead_s: of a
-    request beyond its batch. pause_share: see ``Batcher``.
+    batch_s: mean seconds of a batch by its links; between sizes they are taken to lie on a line. hand_over_s:
+    of each batch to the worker and back, in which no other runs. pause_share: see ``Batcher``. timer_s: by
+    which the event loop's timers, and so this pause, are late.
     """
 
     batch_s: Mapping[int, float]
     max_batch_links: int
-    overhead_s: float = 0.0
+    hand_over_s: float = 0.0
     pause_share: float = 0.03
+    timer_s: float = 0.0
 
     def __post_init__(self) -> None:
         require(len(self.batch_s) > 0, "no batch was measured; measure one of a single link at least")
@@ -39,8 +41,8 @@ class RuntimeTimes:
 def replayed_s(arrival_s: Sequence[float], times: RuntimeTimes) -> Floats:
     """Latency of requests of one link that come at these times, in order: [num_requests].
 
-    One batch runs at a time; what waits when it ends is the next, up to the largest; after a batch of several
-    there is a short pause unless the next is full.
+    One batch runs at a time; what waits when its answers are out is the next, up to the largest; after a
+    batch of several there is a short pause unless the next is full.
     """
     latency_s, arrivals = np.zeros(len(arrival_s)), np.asarray(arrival_s)
     first, free_s = 0, 0.0
@@ -50,11 +52,11 @@ def replayed_s(arrival_s: Sequence[float], times: RuntimeTimes) -> Floats:
         while last < len(arrival_s) and arrival_s[last] <= start_s and last - first < times.max_batch_links:
             last += 1
         duration_s = times.seconds(last - first)
-        latency_s[first:last] = start_s + duration_s - arrivals[first:last] + times.overhead_s
-        free_s = start_s + duration_s
+        free_s = start_s + duration_s + times.hand_over_s
+        latency_s[first:last] = free_s - arrivals[first:last]
         waiting = int(np.searchsorted(arrivals, free_s, side="right")) - last
         if last - first > 1 and waiting < times.max_batch_links:
-            free_s += times.pause_share * duration_s
+            free_s += times.pause_share * duration_s + times.timer_s
         first = last
     return latency_s
 
@@ -76,10 +78,10 @@ class Calibration:
         return mean, median, high
 
 
-def calibrate(arrival_s: Sequence[float], measured_s: Floats, times: RuntimeTimes) -> Calibration:
-    """Sets the simulated runtime against latencies that were measured under the same arrivals."""
-    require(len(arrival_s) == len(measured_s) > 0, "calibration needs a latency for each arrival")
-    return Calibration(simulated_s=_summary(replayed_s(arrival_s, times)), measured_s=_summary(measured_s))
+def calibrate(simulated_s: Floats, measured_s: Floats) -> Calibration:
+    """Sets latencies of the simulated runtime against those measured under the same arrivals."""
+    require(len(simulated_s) == len(measured_s) > 0, "calibration needs a latency for each arrival")
+    return Calibration(simulated_s=_summary(simulated_s), measured_s=_summary(measured_s))
 
 
 def _summary(latency_s: Floats) -> tuple[float, float, float]:
