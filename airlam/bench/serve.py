@@ -1,22 +1,18 @@
-"""The server against the bare forward pass, and three LAMs on one backbone against three whole ones.
+"""The server against the bare forward pass; LAMs on one backbone against whole ones (``serve_shared``).
 
 The server is a process of its own on this machine, with one thread for predictions as the bare pass has;
 times that are compared are taken in turns. ``added``: what a lone request over HTTP takes beyond the bare
 pass, tensors to tensors at the client; ``noop``: what a request without body or prediction takes, the
 client's own part included. ``batching``: answers a second to more clients than a batch holds, over links a
 second of the best batch size offline. ``sustained``: requests at 80 % of that rate, each sent when it is due.
-``shared``: bytes of all weights and buffers, and links a second in mixed batches, against each LAM alone:
-``throughput_ratio`` where every request has a measurement of its own, ``one_measurement_ratio`` where three
-LAMs are asked of one.
 """
 
-import copy
 import functools
 import multiprocessing
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -28,8 +24,8 @@ import torch
 
 from airlam.bench import trained
 from airlam.bench.prediction.sources import drawn_links
+from airlam.bench.serve_shared import FDD, SEED, TDD, seconds_of, shared, tuned_lams
 from airlam.model.build import lam_for
-from airlam.model.lam import LAM
 from airlam.radio.channel import PredictionSetting
 from airlam.serving.client import Client
 from airlam.serving.lam_services import LamServices
@@ -41,9 +37,7 @@ from airlam.specs import ModelSpec, ServingSpec, SplitSizes
 from airlam.tasks.channel_prediction import Progress
 from airlam.tasks.comparison import observe
 
-SEED, SNR_DB = 31, 20.0
-LOAD_SHARE = 0.8
-TDD = "tdd"
+SNR_DB, LOAD_SHARE = 20.0, 0.8
 SPEC = ServingSpec(port=0, max_batch_links=32, max_queued_links=256, deadline_s=60.0)
 
 
@@ -89,7 +83,14 @@ def run(quick: bool, on_progress: Progress) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        figures, rows = _shared(scale, settings, asked, on_progress)
+        figures, rows = shared(
+            scale.model,
+            settings,
+            asked[: scale.batch_sizes[-1]],
+            SPEC.max_batch_links,
+            scale.shared_repeats,
+            on_progress,
+        )
         services = LamServices({TDD: lam_for(scale.model, setting, SEED).eval()})
         with _server_process(scale.model, settings) as (url, pid):
             added, lone = _added_ms(url, services, asked, scale, on_progress)
@@ -128,60 +129,9 @@ def _settings(setting: PredictionSetting) -> dict[str, PredictionSetting]:
     beside = tuple(frequency_hz + 1.5 * width_hz for frequency_hz in setting.target_frequencies_hz)
     return {
         TDD: setting,
-        "fdd": replace(setting, target_frequencies_hz=beside),
+        FDD: replace(setting, target_frequencies_hz=beside),
         "far": replace(setting, num_horizon=2 * setting.num_horizon),
     }
-
-
-def _lams(model: ModelSpec, settings: Mapping[str, PredictionSetting]) -> dict[str, LAM]:
-    """Each task's LAM, with an adapter, embedding and head of its own."""
-    lams = {name: lam_for(model, setting, SEED).eval() for name, setting in settings.items()}
-    for index, lam in enumerate(lams.values()):
-        random = torch.Generator().manual_seed(index)
-        for parameter in lam.parameters():
-            if parameter.requires_grad:
-                parameter.data += 0.01 * torch.randn(parameter.shape, generator=random)
-    return lams
-
-
-def _shared(
-    scale: Scale,
-    settings: Mapping[str, PredictionSetting],
-    asked: Sequence[Measurement],
-    on_progress: Progress,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The same requests to three services of one LAM each, and to one of all three."""
-    lams = _lams(scale.model, settings)
-    monoliths = {name: LamServices({name: copy.deepcopy(lam)}) for name, lam in lams.items()}
-    together = LamServices(lams)
-    of_one = [replace(one, lam=name) for one in asked[: scale.batch_sizes[-1]] for name in settings]
-    own = [replace(request, history=request.history.clone()) for request in of_one]
-    calls = {
-        "alone": [(monoliths[name], [each for each in own if each.lam == name]) for name in settings],
-        "shared": [(together, own)],
-        "of_one": [(together, of_one)],
-    }
-    rows = []
-    for repeat in range(scale.shared_repeats + 1):  # the first warms up
-        on_progress("shared backbone", repeat, scale.shared_repeats + 1, "")
-        taken = {f"{kind}_s": _seconds(functools.partial(_in_batches, each)) for kind, each in calls.items()}
-        if repeat:
-            rows.append(taken)
-    figures = {
-        "shared.throughput_ratio": statistics.median(row["alone_s"] / row["shared_s"] for row in rows),
-        "shared.one_measurement_ratio": statistics.median(row["alone_s"] / row["of_one_s"] for row in rows),
-        "shared.memory_ratio": together.num_bytes / sum(one.num_bytes for one in monoliths.values()),
-        "shared.services": float(len(together.graph.services)),
-        "shared.modules_alone": float(together.graph.num_monolithic),
-    }
-    return figures, rows
-
-
-def _in_batches(calls: Sequence[tuple[LamServices, Sequence[Measurement]]]) -> None:
-    """Some requests to each of some services, in batches of the server's size."""
-    for services, requests in calls:
-        for i in range(0, len(requests), SPEC.max_batch_links):
-            services.predict(requests[i : i + SPEC.max_batch_links])
 
 
 def _added_ms(
@@ -193,11 +143,11 @@ def _added_ms(
         for number in range(scale.lone_requests):
             on_progress("lone requests", number, scale.lone_requests, "")
             one = asked[number % len(asked)]
-            bare_s = _seconds(functools.partial(services.predict, [one]))
+            bare_s = seconds_of(functools.partial(services.predict, [one]))
             asking = functools.partial(client.predict, one.lam, one.history, one.noise_variance)
-            http_s = _seconds(asking)
+            http_s = seconds_of(asking)
             time.sleep(bare_s)  # so that caches are as cold as after a prediction
-            noop_s = _seconds(functools.partial(client.get, "/healthz"))
+            noop_s = seconds_of(functools.partial(client.get, "/healthz"))
             rows.append({"bare_s": bare_s, "http_s": http_s, "noop_s": noop_s})
     figures = {
         "added_p50_ms": 1e3 * statistics.median(row["http_s"] - row["bare_s"] for row in rows),
@@ -312,13 +262,7 @@ def _server_process(model: ModelSpec, settings: Mapping[str, PredictionSetting])
 def _serve(model: ModelSpec, settings: dict[str, PredictionSetting], answer: Connection) -> None:
     torch.set_num_threads(1)
     metrics = Metrics()
-    serve(LamServices(_lams(model, settings), metrics.service_ran), SPEC, metrics, answer.send)
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    began_s = time.perf_counter()
-    call()
-    return time.perf_counter() - began_s
+    serve(LamServices(tuned_lams(model, settings), metrics.service_ran), SPEC, metrics, answer.send)
 
 
 def _resident_bytes(pid: int) -> float:
