@@ -14,6 +14,7 @@ from airlam.model.lam_beams import LamBeams
 from airlam.radio.beam_regression import PowerStack
 from airlam.radio.beam_selection import BeamHistory, BeamWindows
 from airlam.radio.channel import PredictionSetting
+from airlam.serving import lam_services
 from airlam.serving.arrays import BINARY, JSON, saved
 from airlam.serving.beam_bodies import write_sweeps
 from airlam.serving.client import Client, RequestRefused
@@ -100,6 +101,22 @@ def test_one_pass_of_one_backbone_answers_both_tasks() -> None:
     (alone,) = LamServices({"a": lam_for(MODEL, SETTING, 1).eval()}).predict([measurement(3)])
     torch.testing.assert_close(future, alone, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(first.sum(-1), torch.ones(2, NUM_AHEAD))
+
+
+def test_rows_that_would_be_padded_a_lot_have_a_pass_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window has seven tokens, a link eight."""
+    monkeypatch.setattr(lam_services, "_MOST_PADDING", 1)
+    longer = replace(MODEL, num_paths=40)
+    served = LamServices({"a": lam_for(longer, SETTING, 1).eval()}, beams={"street": beams()})
+    passes: list[tuple[str, int]] = []
+    served._observe = lambda service, rows, duration_s: passes.append((service, rows))
+    for windows, expected in ((1, [3]), (2, [2, 2])):
+        passes.clear()
+        answers = served.predict([measurement(2), Sweeps(lam="street", history=history(windows))])
+        assert [rows for service, rows in passes if service == "block.1"] == expected
+        torch.testing.assert_close(answers[1], shares(windows), rtol=1e-4, atol=1e-6)
+        alone = LamServices({"a": lam_for(longer, SETTING, 1).eval()}).predict([measurement(2)])
+        torch.testing.assert_close(answers[0], alone[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_shared_backbone_is_loaded_once() -> None:

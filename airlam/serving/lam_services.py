@@ -1,5 +1,6 @@
 """Fine-tuned LAMs as services: equal modules are loaded once, and run once for all requests of a batch."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -35,6 +36,7 @@ from airlam.tokens.beam_history import BeamScales
 
 Observe = Callable[[str, int, float], None]
 """(service, links, seconds): told after each pass of a service."""
+_MOST_PADDING = 64  # tokens of a LAM's rows together; with more another pass takes less time
 Entering = tuple[torch.Tensor, torch.Tensor]
 """What a backbone takes: hidden float32 [rows, num_tokens, width], mask bool [rows, num_tokens]."""
 
@@ -166,15 +168,21 @@ class LamServices:
             return head.channel(output, context)
 
     def _through_backbones(self, entering: Mapping[str, Entering]) -> dict[str, torch.Tensor]:
-        return {name: own for names, group in self._groups for name, own in self._run(names, group, entering)}
+        return {
+            name: own
+            for names, group in self._groups
+            for present in _passes([name for name in names if name in entering], entering)
+            for name, own in self._run(names, present, group, entering)
+        }
 
     def _run(
-        self, names: Sequence[str], group: SharedBackbone, entering: Mapping[str, Entering]
+        self,
+        names: Sequence[str],
+        present: Sequence[str],
+        group: SharedBackbone,
+        entering: Mapping[str, Entering],
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """What the LAMs of one backbone have behind it, all rows in one pass."""
-        present = [name for name in names if name in entering]
-        if not present:
-            return
+        """What those present of the LAMs of one backbone have behind it, all their rows in one pass."""
         embedded = _padded(entering[name][0] for name in present)  # [rows, num_tokens, width]
         mask = _padded(entering[name][1] for name in present)  # [rows, num_tokens]
         deepest = names[0]
@@ -182,7 +190,7 @@ class LamServices:
         def timed(part: str, num_links: int) -> AbstractContextManager[None]:
             return self._timed(self.graph.service_of(deepest, part), num_links)
 
-        counts = [len(entering[name][0]) if name in entering else 0 for name in names]
+        counts = [len(entering[name][0]) if name in present else 0 for name in names]
         hidden = group.run(embedded, mask, counts, timed)
         rows = torch.split(hidden, [len(entering[name][0]) for name in present])
         for name, own in zip(present, rows, strict=True):
@@ -286,6 +294,22 @@ def _own_modules(lams: Mapping[str, LAM], graph: ServiceGraph) -> dict[str, _Own
         )
         for name, lam in lams.items()
     }
+
+
+def _passes(names: Sequence[str], entering: Mapping[str, Entering]) -> list[list[str]]:
+    """LAMs of one backbone by passes: those together whose rows need little padding, in their order."""
+
+    def num_tokens(name: str) -> int:
+        return entering[name][1].shape[1]
+
+    found: list[list[str]] = []  # the longest of each first
+    for name in sorted(names, key=lambda name: -num_tokens(name)):
+        longest = num_tokens(found[-1][0]) if found else math.inf
+        if len(entering[name][0]) * (longest - num_tokens(name)) <= _MOST_PADDING:
+            found[-1].append(name)
+        else:
+            found.append([name])
+    return [sorted(each, key=names.index) for each in found]
 
 
 def _padded(parts: Iterable[torch.Tensor]) -> torch.Tensor:
