@@ -15,7 +15,7 @@ from airlam.datasets.deepsense import load_deepsense, metres_from, scenarios_in
 from airlam.errors import DataError, SpecError
 from airlam.model.beam_selection import BeamHead
 from airlam.radio.beam_fitted import Fingerprint, KalmanBeam, PositionMap, predicted_track_m
-from airlam.radio.beam_regression import KERNELS, PowerKernel, PowerStack, fit_regression, likeness
+from airlam.radio.beam_regression import KERNELS, Compared, Known, PowerKernel, PowerStack, fit_regression
 from airlam.radio.beam_selection import (
     BeamHistory,
     BeamRecording,
@@ -214,9 +214,10 @@ def test_regression_without_a_pass_is_what_it_says(kernel: PowerKernel) -> None:
     regression, own = fit_regression(WINDOWS, kernel), WINDOWS.sequence == 4
     others, test = WINDOWS.select(~own), WINDOWS.select(own)
     rest = (others.relative_power - regression.mean.at(others.history)).flatten(1)
-    matrix = likeness(others.history, others.history, kernel, 3)
+    known = Known.of(others.history, 3)
+    matrix = Compared(others.history, known).likeness(kernel)
     weights = torch.linalg.solve(matrix + kernel.noise * torch.eye(len(matrix)), rest)
-    found = likeness(test.history, others.history, kernel, 3) @ weights  # [own windows, 3 * beams]
+    found = Compared(test.history, known).likeness(kernel) @ weights  # [own windows, 3 * beams]
     expected = regression.mean.at(test.history) + found.reshape(test.future_power.shape)
     torch.testing.assert_close(regression.left_out[own], expected)
     assert not torch.allclose(regression.predict(test.history), expected, atol=1e-4)

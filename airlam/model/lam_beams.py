@@ -75,7 +75,7 @@ class LamBeams:
         spec, scales = read_model_spec(folder), read_spec(BeamScales, folder / _SCALES_FILE)
         path = folder / _EXPERTS_FILE
         stack = PowerStack.from_tensors(read_tensors(path), str(path))
-        history = stack.experts[0].training
+        history = stack.experts[0].known.history
         sizes = (*history.power.shape[1:], *stack.experts[0].mean.constant.shape)
         if sizes != (scales.num_past, scales.num_beams, scales.num_ahead, scales.num_beams):
             raise DataError(f"{path} holds regressions of sizes {sizes}; {_SCALES_FILE} says {scales}")

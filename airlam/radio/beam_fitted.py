@@ -128,20 +128,38 @@ def patterns_db(history: BeamHistory) -> torch.Tensor:
     return power_db - power_db.amax(dim=1, keepdim=True)
 
 
-def mean_square(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of all pairs of rows: [n, features] and [m, features] to [n, m]."""
-    centre = other.mean(dim=0)  # differences of large squares would lose digits
-    a, b = one - centre, other - centre
-    squares = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1) - 2 * a @ b.T
-    return squares.clamp_min_(0) / one.shape[1]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Points:
+    """Rows that others are compared with, made ready once.
+
+    centre: float64 [features], their mean, about which differences of large squares lose no digits; centred:
+    float64 [m, features]; squares: float64 [m], of each centred row.
+    """
+
+    centre: torch.Tensor
+    centred: torch.Tensor
+    squares: torch.Tensor
+
+    @staticmethod
+    def of(rows: torch.Tensor) -> "Points":
+        """rows: float64 [m, features]."""
+        centre = rows.mean(dim=0)
+        centred = rows - centre
+        return Points(centre=centre, centred=centred, squares=centred.square().sum(dim=1))
+
+    def mean_square(self, rows: torch.Tensor) -> torch.Tensor:
+        """Mean squared difference of each of other rows, float64 [n, features], to [n, m]."""
+        own = rows - self.centre
+        squares = own.square().sum(dim=1)[:, None] + self.squares - 2 * own @ self.centred.T
+        return squares.clamp_min_(0) / rows.shape[1]
 
 
 def _mean_of_nearest(points: torch.Tensor, known: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Mean value at the nearest known points: float64 [n, features] to [n, values]."""
     count = min(NEIGHBOURS, len(known))
-    found = values.new_empty(len(points), values.shape[1])
+    found, ready = values.new_empty(len(points), values.shape[1]), Points.of(known)
     for start in range(0, len(points), _NUM_BLOCK):
-        distance = mean_square(points[start : start + _NUM_BLOCK], known)  # [block, known]
+        distance = ready.mean_square(points[start : start + _NUM_BLOCK])  # [block, known]
         nearest = distance.topk(count, largest=False).indices
         found[start : start + _NUM_BLOCK] = values[nearest].mean(dim=1)
     return found

@@ -6,13 +6,14 @@ seen it follows in closed form: whatever learns from its expectations can be giv
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
+from functools import cached_property
 
 import scipy.optimize
 import torch
 from einops import einsum, rearrange
 
 from airlam.errors import DataError
-from airlam.radio.beam_fitted import mean_square, patterns_db, power_kept, predicted_track_m
+from airlam.radio.beam_fitted import Points, patterns_db, power_kept, predicted_track_m
 from airlam.radio.beam_selection import BeamHistory, BeamWindows, extrapolate
 
 LINES = (5, 8)  # sweeps on the lines that a kernel compares
@@ -45,6 +46,56 @@ KERNELS = (  # each is best somewhere: on steady passes, few passes, good positi
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """Training histories, with what kernels compare of them: patterns in dB, ends of lines, places."""
+
+    history: BeamHistory
+    num_ahead: int
+    pattern: Points
+    line: Points
+    place: Points
+
+    @staticmethod
+    def of(history: BeamHistory, num_ahead: int) -> "Known":
+        """num_ahead: sweeps to predict, to whose last one lines and tracks are continued."""
+        return Known(
+            history=history,
+            num_ahead=num_ahead,
+            pattern=Points.of(patterns_db(history)),
+            line=Points.of(_line_ends(history, num_ahead)),
+            place=Points.of(_track_ends_m(history, num_ahead)),
+        )
+
+
+class Compared:
+    """Histories beside known ones; each distance is computed once, for whichever kernels ask for it."""
+
+    def __init__(self, history: BeamHistory, known: Known) -> None:
+        self.history, self._known = history, known
+
+    @cached_property
+    def _pattern(self) -> torch.Tensor:
+        return self._known.pattern.mean_square(patterns_db(self.history))
+
+    @cached_property
+    def _line(self) -> torch.Tensor:
+        return self._known.line.mean_square(_line_ends(self.history, self._known.num_ahead))
+
+    @cached_property
+    def _place(self) -> torch.Tensor:
+        return self._known.place.mean_square(_track_ends_m(self.history, self._known.num_ahead))
+
+    def likeness(self, kernel: PowerKernel) -> torch.Tensor:
+        """The kernel between all pairs: float64 [len(history), known histories]."""
+        distance = kernel.pattern * self._pattern
+        if kernel.line:
+            distance += kernel.line * self._line
+        if kernel.place:
+            distance += kernel.place * self._place
+        return distance.neg_().exp_()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PowerRegression:
     """Kernel ridge regression of the relative powers of the sweeps to come; the scores are those powers.
 
@@ -54,7 +105,7 @@ class PowerRegression:
     """
 
     kernel: PowerKernel
-    training: BeamHistory
+    known: Known
     mean: "_Mean"
     weights: torch.Tensor  # float64 [n, num_ahead * num_beams]
     left_out: torch.Tensor
@@ -62,10 +113,13 @@ class PowerRegression:
 
     def predict(self, history: BeamHistory) -> torch.Tensor:
         """See ``BeamPredictor``."""
-        num_ahead = self.left_out.shape[1]
-        alike = likeness(history, self.training, self.kernel, num_ahead)  # [n, training windows]
-        remainder = rearrange(alike @ self.weights, "n (a b) -> n a b", a=num_ahead)
-        return self.mean.at(history) + remainder
+        return self.expect(Compared(history, self.known))
+
+    def expect(self, given: Compared) -> torch.Tensor:
+        """``predict`` of histories that have been set beside the known ones."""
+        alike = given.likeness(self.kernel)  # [n, training windows]
+        remainder = rearrange(alike @ self.weights, "n (a b) -> n a b", a=self.known.num_ahead)
+        return self.mean.at(given.history) + remainder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +139,9 @@ class PowerStack:
     @staticmethod
     def fitted(training: BeamWindows, kernels: Sequence[PowerKernel] = KERNELS) -> "PowerStack":
         """One regression a kernel."""
-        experts = tuple(fit_regression(training, kernel) for kernel in kernels)
+        known = Known.of(training.history, training.num_ahead)
+        itself = Compared(training.history, known)
+        experts = tuple(_fitted(training, kernel, known, itself) for kernel in kernels)
         kept = [power_kept(expert.left_out, training) for expert in experts]
         return PowerStack(
             experts=experts,
@@ -100,7 +156,8 @@ class PowerStack:
 
     def expect(self, history: BeamHistory) -> torch.Tensor:
         """What each expects: float64 [n, experts, num_ahead, num_beams], relative powers."""
-        return torch.stack([expert.predict(history) for expert in self.experts], dim=1)
+        given = Compared(history, self.experts[0].known)  # all have the same
+        return torch.stack([expert.expect(given) for expert in self.experts], dim=1)
 
     def predict(self, history: BeamHistory) -> torch.Tensor:
         """See ``BeamPredictor``."""
@@ -112,7 +169,7 @@ class PowerStack:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that ``predict`` needs, by name; ``left_out`` is not among it."""
-        history = self.experts[0].training
+        history = self.experts[0].known.history
         found = {
             "power": history.power,
             "position_m": history.position_m,
@@ -145,10 +202,11 @@ class PowerStack:
             raise DataError(f"{where}: a value is not finite; it is damaged")
         history = BeamHistory(power=given["power"], position_m=given["position_m"])
         none = given["0.constant"].new_zeros(0, *given["0.constant"].shape)
+        known = Known.of(history, len(given["0.constant"]))
         experts = tuple(
             PowerRegression(
                 kernel=kernel,
-                training=history,
+                known=known,
                 mean=_Mean(constant=given[f"{index}.constant"], profile=given.get(f"{index}.profile")),
                 weights=given[f"{index}.weights"],
                 left_out=none,
@@ -265,10 +323,15 @@ def fit_regression(training: BeamWindows, kernel: PowerKernel) -> PowerRegressio
     That is y_g - (A_gg)^-1 (A (y - m))_g for the windows g of a pass, A = (K + noise I)^-1: Rasmussen and
     Williams, 2006, eq. 5.12, for groups. The mean m itself is of all training windows.
     """
-    num_ahead = training.num_ahead
+    known = Known.of(training.history, training.num_ahead)
+    return _fitted(training, kernel, known, Compared(training.history, known))
+
+
+def _fitted(training: BeamWindows, kernel: PowerKernel, known: Known, itself: Compared) -> PowerRegression:
+    """known: the training histories; itself: they beside each other."""
     mean = _Mean.of(training, kernel.around_line)
     rest = rearrange(training.relative_power - mean.at(training.history), "n a b -> n (a b)")
-    matrix = likeness(training.history, training.history, kernel, num_ahead)
+    matrix = itself.likeness(kernel)
     matrix.diagonal().add_(kernel.noise)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
     weights = inverse @ rest  # [n, num_ahead * num_beams]
@@ -276,21 +339,13 @@ def fit_regression(training: BeamWindows, kernel: PowerKernel) -> PowerRegressio
     for one in training.sequence.unique():  # type: ignore[no-untyped-call]
         own = (training.sequence == one).nonzero()[:, 0]
         missed[own] = torch.linalg.solve(inverse[own][:, own], weights[own])
-    left_out = training.relative_power - rearrange(missed, "n (a b) -> n a b", a=num_ahead)
-    return PowerRegression(
-        kernel=kernel, training=training.history, mean=mean, weights=weights, left_out=left_out
-    )
+    left_out = training.relative_power - rearrange(missed, "n (a b) -> n a b", a=training.num_ahead)
+    return PowerRegression(kernel=kernel, known=known, mean=mean, weights=weights, left_out=left_out)
 
 
-def likeness(one: BeamHistory, other: BeamHistory, kernel: PowerKernel, num_ahead: int) -> torch.Tensor:
-    """The kernel between all pairs: float64 [len(one), len(other)]."""
-    distance = kernel.pattern * mean_square(patterns_db(one), patterns_db(other))
-    if kernel.line:
-        distance += kernel.line * mean_square(_line_ends(one, num_ahead), _line_ends(other, num_ahead))
-    if kernel.place:
-        ends = (predicted_track_m(history, num_ahead)[:, -1] for history in (one, other))
-        distance += kernel.place * mean_square(*ends)
-    return distance.neg_().exp_()
+def _track_ends_m(history: BeamHistory, num_ahead: int) -> torch.Tensor:
+    """Where a line through the last positions leads at the last step: float64 [n, 2]."""
+    return predicted_track_m(history, num_ahead)[:, -1]
 
 
 def _line_ends(history: BeamHistory, num_ahead: int) -> torch.Tensor:
