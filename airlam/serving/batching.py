@@ -6,12 +6,15 @@ goes first, and what has missed its deadline is told so and does not run.
 """
 
 import asyncio
+import functools
 import heapq
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -97,7 +100,8 @@ class Batcher(Generic[Request]):
         self._busy = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="airlam-predict")
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._worker = threading.Thread(target=_work, args=(self._jobs,), name="airlam-predict", daemon=True)
         self.queued_links = 0
         self.draining = False
 
@@ -131,13 +135,25 @@ class Batcher(Generic[Request]):
 
     async def between_batches(self, work: Callable[[], None]) -> None:
         """Has the worker do something else once, before or after a batch."""
-        await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                work()
+                done.set_result(None)
+            except Exception as error:
+                done.set_exception(error)
+
+        self._do(run)
+        await asyncio.wrap_future(done)
 
     async def drain(self) -> None:
         """Refuses what comes, answers what is there, and ends the worker."""
         self.draining = True
         await self._idle.wait()
-        self._pool.shutdown()
+        if self._worker.is_alive():
+            self._jobs.put(None)
+            self._worker.join()
 
     def _run_next(self, loop: asyncio.AbstractEventLoop) -> None:
         """Has the worker run the next batch, if there is one."""
@@ -145,10 +161,27 @@ class Batcher(Generic[Request]):
         self._busy = bool(batch)
         if batch:
             self._idle.clear()
-            job = self._pool.submit(self._answers, [waiting.request for waiting in batch])
-            job.add_done_callback(lambda done: loop.call_soon_threadsafe(self._hand_out, batch, done, loop))
+            self._do(functools.partial(self._run, batch, loop))
         else:
             self._idle.set()
+
+    def _do(self, job: Callable[[], None]) -> None:
+        """Has the worker do it after what it has to do already."""
+        self._jobs.put(job)
+        if not self._worker.is_alive():
+            self._worker.start()
+
+    def _run(self, batch: list[_Waiting[Request]], loop: asyncio.AbstractEventLoop) -> None:
+        """Answers a batch; runs in the worker thread.
+
+        Telling the loop comes last, so that it need not wait for the interpreter's lock.
+        """
+        answers: list[Answer] | Exception
+        try:
+            answers = self._answers([waiting.request for waiting in batch])
+        except Exception as error:  # of the program, not of the numbers: whoever waits is to know
+            answers = error
+        loop.call_soon_threadsafe(self._hand_out, batch, answers, loop)
 
     def _take(self, now_s: float) -> list[_Waiting[Request]]:
         """The next batch; empty where nothing waits."""
@@ -186,11 +219,13 @@ class Batcher(Generic[Request]):
             return [Unpredictable("nothing comes of these numbers; check their scale")]
 
     def _hand_out(
-        self, batch: list[_Waiting[Request]], done: "Future[list[Answer]]", loop: asyncio.AbstractEventLoop
+        self,
+        batch: list[_Waiting[Request]],
+        answers: list[Answer] | Exception,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        error = done.exception()  # of the program, not of the numbers: whoever waits is to know
         for index, waiting in enumerate(batch):
-            answer = error or done.result()[index]
+            answer = answers if isinstance(answers, Exception) else answers[index]
             if waiting.answer.cancelled():
                 continue
             if isinstance(answer, BaseException):
@@ -203,6 +238,12 @@ class Batcher(Generic[Request]):
             loop.call_later(_PAUSE_SHARE * self._last_s, self._run_next, loop)
         else:
             self._run_next(loop)
+
+
+def _work(jobs: "SimpleQueue[Callable[[], None] | None]") -> None:
+    """What the worker thread does: one job after another, until None."""
+    while (job := jobs.get()) is not None:
+        job()
 
 
 def _finite(found: torch.Tensor) -> Answer:
