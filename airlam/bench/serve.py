@@ -2,12 +2,15 @@
 
 The server is a process of its own on this machine, with one thread for predictions as the bare pass has;
 times that are compared are taken in turns. ``added``: what a lone request over HTTP takes beyond the bare
-pass, tensors to tensors at the client; ``noop``: what a request without body or prediction takes, the
-client's own part included. ``batching``: answers a second to more clients than a batch holds, over links a
-second of the best batch size offline. ``sustained``: requests at 80 % of that rate, each sent when it is due.
+pass, tensors to tensors at the client; ``besides``: what it takes beyond its own pass in the server, so that
+no difference between two processes' passes is in it; ``noop``: what a request without body or prediction
+takes, the client's own part included. ``batching``: answers a second to more clients than a batch holds, over
+links a second of the best batch size offline. ``sustained``: requests at 80 % of that rate, each sent when it
+is due.
 """
 
 import functools
+import json
 import multiprocessing
 import statistics
 import threading
@@ -140,6 +143,7 @@ def _added_ms(
     """Median of a request's time less the bare pass's, on the same measurement, and of a no-op, in turns."""
     rows = []
     with Client(url) as client:
+        batches_s = _batches_s(client)
         for number in range(scale.lone_requests):
             on_progress("lone requests", number, scale.lone_requests, "")
             one = asked[number % len(asked)]
@@ -148,12 +152,21 @@ def _added_ms(
             http_s = seconds_of(asking)
             time.sleep(bare_s)  # so that caches are as cold as after a prediction
             noop_s = seconds_of(functools.partial(client.get, "/healthz"))
-            rows.append({"bare_s": bare_s, "http_s": http_s, "noop_s": noop_s})
+            batch_s = _batches_s(client) - batches_s
+            batches_s += batch_s
+            rows.append({"bare_s": bare_s, "http_s": http_s, "batch_s": batch_s, "noop_s": noop_s})
     figures = {
         "added_p50_ms": 1e3 * statistics.median(row["http_s"] - row["bare_s"] for row in rows),
+        "besides_p50_ms": 1e3 * statistics.median(row["http_s"] - row["batch_s"] for row in rows),
         "noop_p50_ms": 1e3 * statistics.median(row["noop_s"] for row in rows),
     }
     return figures, rows
+
+
+def _batches_s(client: Client) -> float:
+    """Seconds of all batches that the server has run."""
+    seconds: float = json.loads(client.get("/v1/load"))["batches"]["seconds"]
+    return seconds
 
 
 def _batching(
