@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from airlam.radio.channel import PredictionSetting
-from airlam.serving.arrays import BINARY, JSON, BodyError, media_type_of
+from airlam.serving.arrays import BINARY, JSON, BodyError, arrays_of, media_type_of, saved
 from airlam.serving.bodies import (
     max_body_bytes,
     read_future,
@@ -91,6 +91,34 @@ def test_the_largest_body_is_within_its_bound() -> None:
     body = write_measurement(Measurement(lam="lam", history=most, noise_variance=variance))
     assert len(body) <= max_body_bytes(SETTING, MAX_LINKS, BINARY)
     assert len(as_json(most, variance.tolist())) <= max_body_bytes(SETTING, MAX_LINKS, JSON)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (), (0, 2), (1,)])
+def test_tensors_are_written_as_safetensors_writes_them(shape: tuple[int, ...]) -> None:
+    dtypes = (torch.bool, torch.float32, torch.complex64, torch.float64, torch.int8)
+    tensors = {f"{dtype}"[6:]: torch.ones(shape, dtype=dtype) for dtype in dtypes}
+    for _ in range(2):  # the second time from what is remembered
+        assert saved(**tensors) == save(tensors)
+    found = arrays_of(save(tensors), tuple(tensors))
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(found[name], tensor.numpy(), strict=True)
+        assert found[name].flags.writeable
+
+
+def test_a_known_header_before_another_number_of_bytes_is_refused() -> None:
+    body = write_measurement(Measurement(lam="lam", history=history(), noise_variance=torch.ones(2)))
+    read(body)
+    for other in (body[:-4], body + bytes(4)):
+        assert refused(other).status == 400
+    read(body)
+
+
+def test_arrays_behind_a_long_or_odd_header_are_read_as_well() -> None:
+    body = write_measurement(Measurement(lam="lam", history=history(), noise_variance=torch.ones(2)))
+    (size,) = struct.unpack("<Q", body[:8])
+    for more in (1, 2000):
+        told = struct.pack("<Q", size + more) + body[8 : 8 + size] + b" " * more + body[8 + size :]
+        torch.testing.assert_close(read(told).history, history(), rtol=0, atol=0)
 
 
 NAN = float("nan")

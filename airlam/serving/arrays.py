@@ -4,6 +4,7 @@ A body's size is checked before it is read, its dtypes and shapes before they ar
 what is wrong, with the status that HTTP has for it.
 """
 
+import functools
 import json
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from safetensors.numpy import load, save
 BINARY, JSON = "application/x-safetensors", "application/json"
 _HEADER_BYTES = 2**14  # of a safetensors body, and what JSON has besides numbers
 _JSON_BYTES_PER_NUMBER = 32  # with sign, exponent, comma and some space
+_KNOWN, _KNOWN_BYTES = 256, 1024  # headers of bodies that are remembered, and how long one may be
 Array = npt.NDArray[Any]
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -65,17 +67,34 @@ def media_type_of(header: str | None) -> str:
 
 def saved(**tensors: torch.Tensor) -> bytes:
     """Tensors of any device and layout, by name, as safetensors."""
-    # a tensor, unlike an array, may be a view that is not laid out as it reads
-    return save({name: value.detach().cpu().contiguous().numpy() for name, value in tensors.items()})
+    return b"".join(saved_parts(**tensors))
 
 
-def arrays_of(body: bytes, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Array]:
+def saved_parts(**tensors: torch.Tensor) -> list[bytes | memoryview]:
+    """What ``saved`` gives, in parts: the tensors' own memory where they are laid out as they read."""
+    # as numpy has it, a view that is not laid out as it reads is copied
+    arrays = {name: np.asarray(value.numpy(force=True), order="C") for name, value in tensors.items()}
+    header, order = _header(tuple((name, array.dtype, array.shape) for name, array in arrays.items()))
+    return [header, *(arrays[name].data for name in order)]
+
+
+@functools.lru_cache(_KNOWN)
+def _header(layout: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]) -> tuple[bytes, list[str]]:
+    """What safetensors puts before arrays of these names, dtypes and shapes, and the order of these."""
+    header = _header_of(save({name: np.zeros(shape, dtype) for name, dtype, shape in layout}))
+    offsets = _offsets(header)
+    return header, sorted(offsets, key=lambda name: offsets[name])
+
+
+def arrays_of(
+    body: bytes | bytearray, names: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> dict[str, Array]:
     """Exactly these arrays, and of the optional ones those that are there; all writable.
 
-    safetensors holds its header to the body's size before it reads on.
+    safetensors holds its header to the body's size before it reads on. A bytearray is not copied.
     """
     try:
-        arrays: dict[str, Array] = load(body)
+        arrays = _arrays(body if isinstance(body, bytearray) else bytearray(body))
     except (SafetensorError, KeyError) as error:  # KeyError: a dtype that numpy has not
         raise BodyError(400, f"the body is no safetensors file: {str(error).splitlines()[0][:200]}") from None
     if not set(names) <= set(arrays) <= {*names, *optional}:
@@ -85,7 +104,35 @@ def arrays_of(body: bytes, names: tuple[str, ...], optional: tuple[str, ...] = (
     return arrays
 
 
-def parsed(kind: type[Model], body: bytes) -> Model:
+def _arrays(body: bytearray) -> dict[str, Array]:
+    header = _header_of(body)
+    if len(header) > min(len(body), _KNOWN_BYTES) or len(header) % 8:  # then arrays begin where they should
+        return load(bytes(body))
+    layout = _layout(header, len(body) - len(header))
+    return {
+        name: np.ndarray(shape, dtype, body, len(header) + offset) for name, dtype, shape, offset in layout
+    }
+
+
+@functools.lru_cache(_KNOWN)
+def _layout(header: bytes, num_bytes: int) -> list[tuple[str, np.dtype[Any], tuple[int, ...], int]]:
+    """Name, dtype, shape and offset of each array behind a header that safetensors takes before so much."""
+    arrays, offsets = load(header + bytes(num_bytes)), _offsets(header)
+    return [(name, array.dtype, array.shape, offsets[name][0]) for name, array in arrays.items()]
+
+
+def _header_of(body: bytes | bytearray) -> bytes:
+    """Its length and itself, as far as the body goes."""
+    return bytes(body[: 8 + int.from_bytes(body[:8], "little")])
+
+
+def _offsets(header: bytes) -> dict[str, list[int]]:
+    """Where each array begins and ends behind a header that safetensors takes."""
+    entries = json.loads(header[8:])
+    return {name: entry["data_offsets"] for name, entry in entries.items() if name != "__metadata__"}
+
+
+def parsed(kind: type[Model], body: bytes | bytearray) -> Model:
     """A JSON body as what it has to be."""
     try:
         return kind.model_validate_json(body)

@@ -49,7 +49,9 @@ def max_sweeps_bytes(setting: BeamScales, max_windows: int, media_type: str) -> 
     return body_bytes(max_windows * setting.num_past * (setting.num_beams + 3), media_type)
 
 
-def read_sweeps(body: bytes, media_type: str, lam: str, setting: BeamScales, max_windows: int) -> Sweeps:
+def read_sweeps(
+    body: bytes | bytearray, media_type: str, lam: str, setting: BeamScales, max_windows: int
+) -> Sweeps:
     """The windows of a request to ``lam``."""
     if media_type == BINARY:
         arrays = arrays_of(body, ("power", "position_m"))
@@ -85,7 +87,7 @@ def write_choice(choice: BeamChoice, media_type: str) -> bytes:
     return json.dumps({"beam": choice.beam.tolist(), "share": choice.share.tolist()}).encode()
 
 
-def read_choice(body: bytes) -> BeamChoice:
+def read_choice(body: bytes | bytearray) -> BeamChoice:
     """The beams in a safetensors answer."""
     arrays = arrays_of(body, ("beam", "share"))
     return BeamChoice(beam=torch.from_numpy(arrays["beam"]), share=torch.from_numpy(arrays["share"]))

@@ -25,6 +25,7 @@ from airlam.serving.arrays import (
     parsed,
     real_of,
     saved,
+    saved_parts,
     written,
 )
 from airlam.serving.measurement import Measurement, slot_shape
@@ -56,7 +57,7 @@ def max_body_bytes(setting: PredictionSetting, max_links: int, media_type: str) 
 
 
 def read_measurement(
-    body: bytes, media_type: str, lam: str, setting: PredictionSetting, max_links: int
+    body: bytes | bytearray, media_type: str, lam: str, setting: PredictionSetting, max_links: int
 ) -> Measurement:
     """The links of a request to ``lam``."""
     if media_type == BINARY:
@@ -79,7 +80,9 @@ def checked_measurement(
     return Measurement(lam=lam, history=torch.from_numpy(history), noise_variance=torch.from_numpy(variance))
 
 
-def read_slot(body: bytes, media_type: str, setting: PredictionSetting) -> tuple[torch.Tensor, float]:
+def read_slot(
+    body: bytes | bytearray, media_type: str, setting: PredictionSetting
+) -> tuple[torch.Tensor, float]:
     """One slot's channel, complex64 [num_user_ant, num_bs_ant, num_subcarriers], and its noise variance."""
     if media_type == BINARY:
         arrays = arrays_of(body, ("channel", "noise_variance"))
@@ -95,7 +98,12 @@ def read_slot(body: bytes, media_type: str, setting: PredictionSetting) -> tuple
 
 def write_measurement(measurement: Measurement) -> bytes:
     """A request's body, as safetensors."""
-    return saved(history=measurement.history, noise_variance=measurement.noise_variance)
+    return b"".join(measurement_parts(measurement))
+
+
+def measurement_parts(measurement: Measurement) -> list[bytes | memoryview]:
+    """The same in parts, the history where it is."""
+    return saved_parts(history=measurement.history, noise_variance=measurement.noise_variance)
 
 
 def write_slot(channel: torch.Tensor, noise_variance: float) -> bytes:
@@ -117,13 +125,13 @@ def write_futures(futures: Mapping[str, torch.Tensor], media_type: str) -> bytes
     ).encode()
 
 
-def read_futures(body: bytes, lams: Sequence[str]) -> dict[str, torch.Tensor]:
+def read_futures(body: bytes | bytearray, lams: Sequence[str]) -> dict[str, torch.Tensor]:
     """The futures in a safetensors answer of several LAMs."""
     arrays = arrays_of(body, tuple(_FUTURE_OF + lam for lam in lams))
     return {lam: torch.from_numpy(arrays[_FUTURE_OF + lam]) for lam in lams}
 
 
-def read_future(body: bytes) -> torch.Tensor:
+def read_future(body: bytes | bytearray) -> torch.Tensor:
     """The future in a safetensors answer."""
     return torch.from_numpy(arrays_of(body, ("future",))["future"])
 

@@ -13,7 +13,7 @@ from airlam.errors import AirlamError, SpecError
 from airlam.radio.beam_selection import BeamHistory
 from airlam.serving.arrays import BINARY
 from airlam.serving.beam_bodies import BeamChoice, read_choice, write_sweeps
-from airlam.serving.bodies import read_future, read_futures, write_measurement, write_slot
+from airlam.serving.bodies import measurement_parts, read_future, read_futures, write_slot
 from airlam.serving.connection import Connection
 from airlam.serving.downlink_bodies import Users, read_precoder, write_downlinks, write_users
 from airlam.serving.downlinks import Downlinks
@@ -53,17 +53,15 @@ class Client:
 
     def get(self, path: str) -> bytes:
         """What a path without a body answers: /metrics, /readyz, /v1/graph."""
-        return self._ask("GET", path)
+        return bytes(self._ask("GET", path))
 
     def predict(
         self, lam: str, history: torch.Tensor, noise_variance: torch.Tensor, deadline_ms: float | None = None
     ) -> torch.Tensor:
         """The future of some links; shapes as in ``Predictor.predict``. RequestRefused where none."""
         measurement = Measurement(lam=lam, history=history, noise_variance=noise_variance)
-        body = write_measurement(measurement)
-        return read_future(
-            self._ask("POST", f"/v1/lams/{_name(lam)}/predict{_query(deadline_ms=deadline_ms)}", body)
-        )
+        path = f"/v1/lams/{_name(lam)}/predict{_query(deadline_ms=deadline_ms)}"
+        return read_future(self._ask("POST", path, *measurement_parts(measurement)))
 
     def predict_all(
         self,
@@ -75,7 +73,7 @@ class Client:
         """What several LAMs of one kind of history predict from one measurement, by their names."""
         measurement = Measurement(lam=lams[0], history=history, noise_variance=noise_variance)
         query = _query(lam=list(lams), deadline_ms=deadline_ms)
-        body = self._ask("POST", f"/v1/predict{query}", write_measurement(measurement))
+        body = self._ask("POST", f"/v1/predict{query}", *measurement_parts(measurement))
         return read_futures(body, lams)
 
     def precoders(self) -> dict[str, Any]:
@@ -204,11 +202,11 @@ class Client:
     ) -> None:
         self.close()
 
-    def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
+    def _ask(self, method: str, path: str, *body: bytes | memoryview) -> bytearray:
         if time.monotonic() - self._used_s > _IDLE_S:
             self.close()  # the server may have closed its end; the next request connects anew
         try:
-            answer = self._connection.ask(method, path, "" if body is None else _TENSORS, body or b"")
+            answer = self._connection.ask(method, path, _TENSORS if body else "", *body)
         except OSError as error:
             where = f"{self._connection.host}:{self._connection.port}"
             raise ServerLost(f"no answer from {where}: {error}") from error
@@ -229,7 +227,7 @@ def _query(**values: float | str | list[str] | None) -> str:
     return f"?{urlencode(given, doseq=True)}" if given else ""
 
 
-def _reason(body: bytes) -> str:
+def _reason(body: bytearray) -> str:
     """What the server says is wrong."""
     try:
         return str(json.loads(body)["detail"])

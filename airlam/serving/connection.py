@@ -5,6 +5,7 @@ e-mail parser that it reads headers with.
 """
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import httptools
@@ -23,12 +24,7 @@ class Answer:
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     is_whole: bool = False
-    parts: list[bytes] = field(default_factory=list)
-
-    @property
-    def body(self) -> bytes:
-        """All that came after the header."""
-        return b"".join(self.parts)
+    body: bytearray = field(default_factory=bytearray)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Of httptools."""
@@ -36,7 +32,7 @@ class Answer:
 
     def on_body(self, part: bytes) -> None:
         """Of httptools."""
-        self.parts.append(part)
+        self.body += part
 
     def on_message_complete(self) -> None:
         """Of httptools."""
@@ -54,13 +50,16 @@ class Connection:
         where = f"[{host}]" if ":" in host else host
         self._about_us = f"Host: {where}:{port}\r\n"
 
-    def ask(self, method: str, target: str, headers: str = "", body: bytes = b"") -> Answer:
-        """What the server answers; OSError where it does not. headers: lines, each with its end."""
+    def ask(self, method: str, target: str, headers: str = "", *body: bytes | memoryview) -> Answer:
+        """What the server answers; OSError where it does not. headers: lines, each with its end.
+
+        body: parts, which are sent from where they are.
+        """
         sock = self._connected()
-        length = f"Content-Length: {len(body)}\r\n" if method == "POST" else ""
+        length = f"Content-Length: {sum(map(_num_bytes, body))}\r\n" if method == "POST" else ""
         head = f"{method} {target} HTTP/1.1\r\n{self._about_us}{length}{headers}\r\n".encode()
         try:
-            self._send(sock, head, body)
+            self._send(sock, (head, *body))
             answer = self._receive(sock)
         except OSError:
             self.close()
@@ -81,11 +80,11 @@ class Connection:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self._socket
 
-    def _send(self, sock: socket.socket, head: bytes, body: bytes) -> None:
+    def _send(self, sock: socket.socket, parts: Sequence[bytes | memoryview]) -> None:
         try:
-            sent = sock.sendmsg((head, body))
-            if sent < len(head) + len(body):
-                sock.sendall((head + body)[sent:])
+            sent = sock.sendmsg(parts)
+            if sent < sum(map(_num_bytes, parts)):
+                sock.sendall(b"".join(parts)[sent:])
         except (BrokenPipeError, ConnectionResetError):
             pass  # refused within the body; the answer says why
 
@@ -102,3 +101,7 @@ class Connection:
                 raise ConnectionLost(f"what came is no HTTP: {error}") from None
         answer.status = parser.get_status_code()
         return answer
+
+
+def _num_bytes(part: bytes | memoryview) -> int:
+    return len(part) if isinstance(part, bytes) else part.nbytes

@@ -72,7 +72,9 @@ def max_users_bytes(setting: PredictionSetting, max_users: int, media_type: str)
     return max_body_bytes(setting, max_users + 1, media_type)  # one more than their noise takes
 
 
-def read_downlinks(body: bytes, media_type: str, precoder: str, max_coefficients: int) -> Downlinks:
+def read_downlinks(
+    body: bytes | bytearray, media_type: str, precoder: str, max_coefficients: int
+) -> Downlinks:
     """The downlinks of a request to ``precoder``."""
     if media_type == BINARY:
         arrays = arrays_of(body, ("channel", "noise_variance"), (_ERRORS,))
@@ -102,7 +104,9 @@ def read_downlinks(body: bytes, media_type: str, precoder: str, max_coefficients
     return found
 
 
-def read_users(body: bytes, media_type: str, lam: str, setting: PredictionSetting, max_users: int) -> Users:
+def read_users(
+    body: bytes | bytearray, media_type: str, lam: str, setting: PredictionSetting, max_users: int
+) -> Users:
     """Users whose channels ``lam`` is to predict."""
     if media_type == BINARY:
         arrays = arrays_of(body, ("history", "noise_variance", "receiver_noise_variance"))
@@ -145,6 +149,6 @@ def write_precoder(w: torch.Tensor, media_type: str) -> bytes:
     return written("precoder", w, media_type)
 
 
-def read_precoder(body: bytes) -> torch.Tensor:
+def read_precoder(body: bytes | bytearray) -> torch.Tensor:
     """The precoder in a safetensors answer."""
     return torch.from_numpy(arrays_of(body, ("precoder",))["precoder"])

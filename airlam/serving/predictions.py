@@ -142,11 +142,11 @@ class Predictions:
 
     def _body(
         self, request: Request, setting: PredictionSetting, max_links: int
-    ) -> Awaitable[tuple[bytes, str]]:
+    ) -> Awaitable[tuple[bytearray, str]]:
         """Body and media type of a request of so many whole histories."""
         return self.read(request, partial(max_body_bytes, setting, max_links))
 
-    def read(self, request: Request, max_bytes: Callable[[str], int]) -> Awaitable[tuple[bytes, str]]:
+    def read(self, request: Request, max_bytes: Callable[[str], int]) -> Awaitable[tuple[bytearray, str]]:
         """See ``read_body``."""
         return read_body(request, max_bytes, self.spec.read_timeout_s, self.room)
 

@@ -71,16 +71,16 @@ class ReadingRoom:
 
 async def read_body(
     request: Request, max_bytes: Callable[[str], int], timeout_s: float, room: ReadingRoom
-) -> tuple[bytes, str]:
+) -> tuple[bytearray, str]:
     """A request's body and media type, in time and of a size that can be wanted.
 
     max_bytes: what the largest body of a media type has.
     """
-    if request.headers.get("content-encoding", "identity") != "identity":
+    if _header(request, b"content-encoding", "identity") != "identity":
         raise BodyError(415, "bodies are taken as they are; drop Content-Encoding")
-    media_type = media_type_of(request.headers.get("content-type"))
+    media_type = media_type_of(_header(request, b"content-type"))
     most = max_bytes(media_type)
-    declared = request.headers.get("content-length", "")
+    declared = _header(request, b"content-length")
     if declared.isdecimal() and int(declared) > most:
         raise BodyError(413, f"the body has {declared[:20]} bytes; expected at most {most}")
     try:
@@ -93,7 +93,7 @@ async def read_body(
     return body, media_type
 
 
-async def _read(request: Request, most: int, room: ReadingRoom) -> bytes:
+async def _read(request: Request, most: int, room: ReadingRoom) -> bytearray:
     """The body; BodyError as soon as it is longer than ``most`` bytes."""
     parts, size = [], 0
     try:
@@ -102,9 +102,8 @@ async def _read(request: Request, most: int, room: ReadingRoom) -> bytes:
                 raise BodyError(413, f"the body has more than {most} bytes, the most that can be wanted here")
             room.take(len(part), size)
             size += len(part)
-            if part:  # one part alone is then not copied
-                parts.append(part)
-        return b"".join(parts)
+            parts.append(part)
+        return bytearray().join(parts)
     finally:
         room.leave(size)
 
@@ -144,7 +143,7 @@ def receiver_noise_variance(request: Request) -> float:
 
 def _positive(request: Request, query: Query) -> float | None:
     """A positive number of the query; None where there is none."""
-    given = request.query_params.get(query.name)
+    given = request.query_params.get(query.name) if request.scope["query_string"] else None
     if given is None:
         return None
     try:
@@ -194,5 +193,13 @@ def names_in(request: Request, query: Query) -> list[str]:
 
 def wanted_media(request: Request, own: str) -> str:
     """In which media type the sender wants the answer: what it accepts, or else that of its request."""
-    accepted = request.headers.get("accept", "")
+    accepted = _header(request, b"accept")
     return next((kind for kind in (BINARY, JSON) if kind in accepted), own)
+
+
+def _header(request: Request, name: bytes, default: str = "") -> str:
+    """A header's first value."""
+    for key, value in request.scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return default
