@@ -134,15 +134,19 @@ def windows_of_test(dataset: ChannelDataset, spec: BeamSelectionSpec) -> BeamWin
 
 
 def windows_of(dataset: ChannelDataset, split: str, spec: BeamSelectionSpec) -> BeamWindows:
-    """All windows of a split's drives; there may be none."""
+    """All windows of a split's drives; there may be none. DataError where the dataset lacks either sensor."""
+    sensors = dataset.spec.sensors
+    if sensors.beams is None or sensors.position is None:
+        raise DataError(
+            f"{dataset.spec.name} has no beam sweeps or no measured positions; draw it with [sensors.beams] "
+            "and [sensors.position]"
+        )
     if not dataset.num_drops(split):
-        return _none(dataset, spec)
+        return _none(sensors.beams.num_beams, spec)
     return cut_windows(recording_of(dataset, split), num_past=spec.num_past, num_ahead=spec.num_ahead)
 
 
-def _none(dataset: ChannelDataset, spec: BeamSelectionSpec) -> BeamWindows:
-    beams = dataset.spec.sensors.beams
-    num_beams = 0 if beams is None else beams.num_beams
+def _none(num_beams: int, spec: BeamSelectionSpec) -> BeamWindows:
     history = BeamHistory(
         power=torch.empty(0, spec.num_past, num_beams), position_m=torch.empty(0, spec.num_past, 3)
     )

@@ -32,11 +32,11 @@ def export_run(
     """Writes ``folder`` with the device's modules of a finished run, and ``report.json`` in it.
 
     modules: more modules that the device has than embedding and head. batch_size: samples of a training step;
-    by default the run's. DataError where the folder exists, the run is not finished, its dataset is gone or a
-    package is missing.
+    by default the run's. DataError where the folder exists, the run is not finished or of another task, its
+    dataset is gone or a package is missing.
     """
     require(to in FORMATS, f"format is {to!r}; expected {' or '.join(FORMATS)}")
-    spec = read_run(run)
+    spec = read_run(run, task="channel_prediction")
     size = spec.training.batch_size if batch_size is None else batch_size
     require(size >= 1, f"the batch size is {size}; expected at least 1")
     with ChannelDataset.open(spec.dataset) as dataset:

@@ -56,7 +56,9 @@ class PlacingRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacingResult:
-    """radio_s: mean seconds that requests spend on the radio, up and down, by class and device."""
+    """radio_s: mean seconds that requests spend on the radio, up and down, by class and device; of classes
+    that devices ask for.
+    """
 
     problem: ServiceProblem
     placed: Placed
@@ -64,7 +66,9 @@ class PlacingResult:
 
     def text(self) -> str:
         """For a terminal."""
-        lines = [placement_text(self.problem, self.placed), "", "on the radio besides, up and down:"]
+        lines = [placement_text(self.problem, self.placed)]
+        if self.radio_s:
+            lines += ["", "on the radio besides, up and down:"]
         for name, seconds in self.radio_s.items():
             worst = max(seconds, key=lambda device: seconds[device])
             mean_ms, worst_ms = 1e3 * statistics.mean(seconds.values()), 1e3 * seconds[worst]

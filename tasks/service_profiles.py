@@ -45,7 +45,7 @@ def beam_profile(own: LamBeams) -> ModuleGraph:
     history = (asked.history.power, asked.history.position_m)
     with torch.no_grad():
         experts, (tokens, expected) = _measured(
-            EXPERTS, partial(own.inputs, asked.history), own.stack.tensors().values(), history
+            EXPERTS, partial(own.inputs, asked.history), own.stack.held(), history
         )
         features = [each for modality in tokens.values() for each in (modality.features, modality.mask)]
         around = (*lam.embedding.parameters(), *weights.get(None, ()))

@@ -38,6 +38,7 @@ from airlam.specs import (
 from airlam.tasks import beam_selection_run
 from airlam.tasks.beam_selection_run import beam_rows, training_windows, windows_of
 from airlam.tasks.evaluation import evaluate
+from airlam.tasks.export import export_run
 from airlam.tasks.replaying import replay_run
 from airlam.tasks.runs import finetune
 from airlam.tasks.serving import served_beams, services_of
@@ -137,6 +138,21 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
 def test_tables_of_other_tasks_are_refused(change: dict[str, object], words: str) -> None:
     with pytest.raises(SpecError, match=words):
         dataclasses.replace(RUN, **change)  # type: ignore[arg-type]
+
+
+def test_datasets_without_sweeps_are_one_line(tmp_path: Path) -> None:
+    small = dataclasses.replace(packaged_spec("quickstart"), drops=SplitSizes(train=2))
+    generate(small, tmp_path / "street.h5")
+    with pytest.raises(DataError, match=r"quickstart has no beam sweeps .* \[sensors\.beams\]") as refused:
+        finetune(RUN, tmp_path, tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_for_other_tasks_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(spec_to_toml(RUN))
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(DataError, match="is a run of beam_selection; give one of channel_prediction"):
+        export_run(tmp_path, tmp_path / "device", "onnx")
 
 
 def test_windows_of_impossible_lengths_are_refused() -> None:

@@ -189,5 +189,5 @@ def test_work_grows_with_what_is_asked(others: dict[str, Path]) -> None:
     assert tasks["joint"].profile.by_name["block.0"].forward_flops == pytest.approx(4 * one.forward_flops)
     experts = tasks["beams"].profile.by_name["experts"]
     stack = LamBeams.load(others["beams"] / LAM_FOLDER).stack
-    assert experts.parameter_bytes == sum(t.numel() * t.element_size() for t in stack.tensors().values())
+    assert experts.parameter_bytes == sum(t.numel() * t.element_size() for t in stack.held())
     assert all(module.working_bytes > 0 for task in tasks.values() for module in task.profile.modules)

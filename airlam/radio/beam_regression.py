@@ -183,6 +183,12 @@ class PowerStack:
                 found[f"{index}.profile"] = expert.mean.profile
         return found
 
+    def held(self) -> list[torch.Tensor]:
+        """All that is in memory for ``predict``: what ``tensors`` names, and what was made ready of it."""
+        known = self.experts[0].known
+        ready = [known.pattern, known.line, known.place]
+        return [*self.tensors().values(), *(each for one in ready for each in (one.centred, one.squares))]
+
     @staticmethod
     def from_tensors(given: Mapping[str, torch.Tensor], where: str) -> "PowerStack":
         """Of what ``tensors`` gave; DataError naming ``where`` for anything else."""

@@ -91,7 +91,7 @@ class LamServices:
         modules += [module for own in self._beams.values() for module in (own.lam.embedding, own.lam.head)]
         tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
         tensors += [t for _, group in self._groups for t in group.tensors()]
-        tensors += [t for own in self._beams.values() for t in own.stack.tensors().values()]
+        tensors += [t for own in self._beams.values() for t in own.stack.held()]
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
         return sum(storages.values())
 
@@ -111,14 +111,15 @@ class LamServices:
 
     @torch.inference_mode()
     def _answers(self, asked: Mapping[str, Sequence[Question]]) -> dict[str, torch.Tensor]:
-        """Of each LAM's requests together; what runs on one backbone runs in one pass."""
+        """Of each LAM's requests together; those of one backbone run in one pass, or in few (``_passes``)."""
         measured = {name: cast(Sequence[Measurement], asked[name]) for name in asked if name in self.settings}
         tokens = self.tokens(measured)
         entering = {name: self._entering(name, own) for name, own in tokens.items()}
         expected: dict[str, torch.Tensor] = {}
-        for name in asked.keys() - measured.keys():
-            sweeps = cast(Sequence[Sweeps], asked[name])
-            entering[name], expected[name] = self._beams_entering(name, sweeps)
+        for name in asked:
+            if name not in measured:
+                sweeps = cast(Sequence[Sweeps], asked[name])
+                entering[name], expected[name] = self._beams_entering(name, sweeps)
         hidden = self._through_backbones(entering)
         answers = {
             name: self.future(name, hidden[name], own.context, tells_errors(asked[name]))
@@ -149,7 +150,7 @@ class LamServices:
 
     @torch.inference_mode()
     def hidden(self, tokens: Mapping[str, TokenBatch]) -> dict[str, torch.Tensor]:
-        """What a LAM's tokens are behind its backbone, float32 [links, num_tokens, width]; one pass of each.
+        """What a LAM's tokens are behind its backbone, float32 [links, num_tokens, width].
 
         The tokens' context is not looked at.
         """
