@@ -24,12 +24,14 @@ from airlam.bench.placement_figures import (
     tier_figures,
 )
 from airlam.bench.placement_learning import DRAWING, TrainingScale, placer
+from airlam.bench.placement_routing import RoutingScale, routing
 from airlam.bench.placement_runtime import RuntimeScale, calibration
 from airlam.bench.placement_serving import DEADLINE, serve, with_deadlines
 from airlam.bench.placement_tiers import access_bound, draw_tiers, run_strategies
 from airlam.errors import SpecError
 from airlam.model.placement_diffusion import PlacementDiffusion
 from airlam.serving.learned_placement import best_repaired, propose
+from airlam.serving.router_training import RouterTraining
 from airlam.specs import ModelSpec
 from airlam.split.placement.drawing import Drawing
 from airlam.split.placement.exact import Formulation, Solution
@@ -58,6 +60,7 @@ class Scale:
     large: int
     tier_draws: tuple[tuple[float, int], ...]  # load, how many draws of it
     tier_slots: int
+    routing: RoutingScale
     runtime: RuntimeScale
 
 
@@ -69,6 +72,12 @@ FULL = Scale(
     large=3,
     tier_draws=((1.0, 100), (6.0, 12)),
     tier_slots=15,
+    routing=RoutingScale(
+        num_training=16,
+        num_test=60,
+        num_requests=400,
+        training=RouterTraining(num_generations=16, num_requests=200),
+    ),
     runtime=RuntimeScale(
         model=ModelSpec(backbone="airlam"), loads=(0.3, 0.6, 0.8), duration_s=20.0, runs=3, num_links=16
     ),
@@ -81,6 +90,12 @@ QUICK = Scale(
     large=0,
     tier_draws=((1.0, 1),),
     tier_slots=2,
+    routing=RoutingScale(
+        num_training=1,
+        num_test=2,
+        num_requests=20,
+        training=RouterTraining(num_generations=1, num_requests=20, num_pairs=1),
+    ),
     runtime=RuntimeScale(
         model=ModelSpec(num_layers=1, num_paths=4), loads=(0.5,), duration_s=0.3, runs=2, num_links=2
     ),
@@ -98,7 +113,8 @@ def run(quick: bool, on_progress: Progress) -> dict[str, Any]:
     of the diffusion model are. ``large.heuristic_over_bound``: on ``large.draws`` problems beyond the
     program. ``.skipped``: draws in which no placement was found, or a strategy found no room.
     ``simulated.<method>.on_time_rate``: of the instances under steady conditions,
-    ``..._bursts_failures`` with bursts, fading and moving access links, and servers that fail.
+    ``..._bursts_failures`` with bursts, fading and moving access links, and servers that fail. ``router.*``:
+    of trained and other routers, see ``placement_routing``.
     ``runtime.mean_error``, ``.p95_error``: of the simulator's latencies against the embedded runtime's on
     this machine, the largest of all loads; ``runtime.others_cpu_share``: of the machine's processors, what
     other processes had meanwhile. ``on_time_rate`` and ``on_time_rate_best_baseline``: of the two-tier
@@ -115,6 +131,7 @@ def run(quick: bool, on_progress: Progress) -> dict[str, Any]:
         for load, count in scale.tier_draws
         for row in _drawn("tiers", count, on_progress, functools.partial(_tier_row, load, scale.tier_slots))
     ]
+    routed, router_figures = routing(scale.routing, on_progress)
     runtime, errors = calibration(scale.runtime, on_progress)
     figures = {**ratio_figures(drawn), **served_figures(drawn), **large_figures(large), **tier_figures(tiers)}
     settings = {
@@ -124,8 +141,8 @@ def run(quick: bool, on_progress: Progress) -> dict[str, Any]:
     }
     return {
         "settings": settings,
-        "figures": {**figures, **errors, "diffusion.training_cpu_s": training_cpu_s},
-        "rows": [*drawn, *large, *tiers, *runtime, *method_rows(drawn, tiers)],
+        "figures": {**figures, **router_figures, **errors, "diffusion.training_cpu_s": training_cpu_s},
+        "rows": [*drawn, *large, *tiers, *routed, *runtime, *method_rows(drawn, tiers)],
     }
 
 

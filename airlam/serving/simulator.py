@@ -147,12 +147,14 @@ class Scenario:
     """What happens while a network is simulated.
 
     duration_s: of arrivals; requests that are there then are still answered. warm_up_s: arrivals before it
-    are not counted. bursts: None for Poisson arrivals. work: what a request's work is drawn from, with its
-    service's as mean. moments: same nodes, services and classes as at first.
+    are not counted. arrival_per_s: of each class; None for the problem's. bursts: None for Poisson arrivals.
+    work: what a request's work is drawn from, with its service's as mean. moments: same nodes, services and
+    classes as at first.
     """
 
     duration_s: float
     warm_up_s: float = 0.0
+    arrival_per_s: tuple[float, ...] | None = None
     bursts: Bursts | None = None
     work: Literal["fixed", "exponential"] = "fixed"
     node_discipline: Discipline = "sharing"
@@ -295,7 +297,9 @@ class _Simulation:
 
     def _arrive(self, n: int, one: RequestClass) -> Steps:
         rng = np.random.default_rng((self.scenario.seed, 2, n))
-        for arrival_s in arrival_times_s(one.arrival_per_s, self.scenario, rng):
+        given = self.scenario.arrival_per_s
+        rate_per_s = one.arrival_per_s if given is None else given[n]
+        for arrival_s in arrival_times_s(rate_per_s, self.scenario, rng):
             yield self.env.timeout(arrival_s - self.env.now)
             self.env.process(self._request(n))
 

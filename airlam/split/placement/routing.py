@@ -6,9 +6,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from airlam.specs import require
+from airlam.specs.reading import require_finite
 from airlam.split.placement.services import Placement
 from airlam.split.placement.tables import Tables
+
+_FULL = 0.97  # load at which a node's mean queue is taken where there is more
 
 
 @dataclass(slots=True)
@@ -113,7 +118,7 @@ class NearestRouter:
     """The replica that an idle network would answer from first, whatever its queue."""
 
     def __init__(self, tables: Tables, placement: Placement) -> None:
-        self._ahead = _Ahead(tables, placement)
+        self._ahead = _Ahead(tables, placement, QueueWeights())
         self._idle = Sight.idle(tables)
 
     def choose(self, call: int, source: int, sight: Sight) -> int:
@@ -122,16 +127,43 @@ class NearestRouter:
         return self._ahead.best(call, source, self._idle)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueWeights:
+    """How a router reads queues; the defaults are those of a fair queue that stays as it is.
+
+    Work that takes w alone is expected to take w (1 + node n^node_power) exp(load (rho - 1/2)) on a node with
+    n other requests and w (1 + link n^link_power) on a link. rho: the node's load where replicas share
+    requests by their speeds. By the time of later calls a queue has the share ``now`` of what it has now, the
+    rest of its mean rho / (1 - rho). after: what the way behind the call counts.
+    """
+
+    node: float = 1.0
+    node_power: float = 1.0
+    link: float = 1.0
+    link_power: float = 1.0
+    load: float = 0.0
+    now: float = 1.0
+    after: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_finite(self)
+        weights = (self.node, self.node_power, self.link, self.link_power, self.after)
+        require(
+            min(weights) > 0 and 0 <= self.now <= 1,
+            f"weights of queues are {self}; expected now of 0 to 1, load of any sign, the others above 0",
+        )
+
+
 class ShortestDelayRouter:
     """Joins the replica from which the answer is expected first, the rest of the way included.
 
-    A queue shared by n others is expected to take n + 1 times as long; what comes after the call is taken at
-    its best under the queues of the moment (a shortest path through the replicas of all later calls).
-    Join-shortest-expected-delay, with a look ahead.
+    What comes after the call is taken at its best under the queues of the moment (a shortest path through the
+    replicas of all later calls): join-shortest-expected-delay, with a look ahead.
     """
 
-    def __init__(self, tables: Tables, placement: Placement) -> None:
-        self._ahead = _Ahead(tables, placement)
+    def __init__(self, tables: Tables, placement: Placement, weights: QueueWeights | None = None) -> None:
+        """weights: as trained (``airlam.serving.router_training``); by default those of fair queues."""
+        self._ahead = _Ahead(tables, placement, weights or QueueWeights())
 
     def choose(self, call: int, source: int, sight: Sight) -> int:
         """See ``Router``."""
@@ -141,8 +173,11 @@ class ShortestDelayRouter:
 class _Ahead:
     """Times from a call to the answer, in plain lists: it is asked at every hop."""
 
-    def __init__(self, tables: Tables, placement: Placement) -> None:
-        self._replicas = Replicas(tables, placement)
+    def __init__(self, tables: Tables, placement: Placement, weights: QueueWeights) -> None:
+        self._replicas, self._weights = Replicas(tables, placement), weights
+        rho = shared_loads(tables, self._replicas)
+        self._slowed: list[float] = np.exp(weights.load * (rho - 0.5)).tolist()
+        self._mean_jobs: list[float] = (rho / (1 - rho)).tolist()
         self._work_s: list[list[float]] = tables.work_s.tolist()
         self._home = [int(tables.home[n]) for n in tables.call_class]
         self._way = [[int(h) for h in np.flatnonzero(row)] for row in tables.way]
@@ -166,32 +201,54 @@ class _Ahead:
         if len(nodes) == 1:
             return nodes[0]
         known: dict[tuple[int, int], float] = {}
-        size = self._into[call]
-        return min(
-            nodes,
-            key=lambda v: self._message_s(source, v, size, sight) + self._rest_s(call, v, sight, known),
-        )
+        size, weights = self._into[call], self._weights
+
+        def expected_s(node: int) -> float:
+            others = weights.node * math.pow(sight.node_jobs[node], weights.node_power)
+            own_s = self._work_s[call][node] * (1 + others) * self._slowed[node]
+            after_s = weights.after * self._after_s(call, node, sight, known)
+            return self._message_s(source, node, size, sight) + own_s + after_s
+
+        return min(nodes, key=expected_s)
 
     def _rest_s(self, call: int, node: int, sight: Sight, known: dict[tuple[int, int], float]) -> float:
-        """From the input at a node to the answer at home."""
+        """From the input of a later call at a node to the answer at home."""
         found = known.get((call, node))
         if found is None:
-            after = 0.0
-            for target, size in self._out[call]:
-                nodes: Sequence[int] = (
-                    self._replicas.up(target, sight) if target >= 0 else (self._home[call],)
-                )
-                times = (
-                    self._message_s(node, v, size, sight)
-                    + (self._rest_s(target, v, sight, known) if target >= 0 else 0.0)
-                    for v in nodes
-                )
-                after = max(after, min(times))
-            found = self._work_s[call][node] * (sight.node_jobs[node] + 1) + after
+            weights = self._weights
+            others = weights.node * math.pow(sight.node_jobs[node], weights.node_power)
+            later = weights.now * others + (1 - weights.now) * self._mean_jobs[node]
+            own_s = self._work_s[call][node] * (1 + later) * self._slowed[node]
+            found = own_s + weights.after * self._after_s(call, node, sight, known)
             known[call, node] = found
         return found
 
+    def _after_s(self, call: int, node: int, sight: Sight, known: dict[tuple[int, int], float]) -> float:
+        """From a call's output at a node to the answer at home."""
+        after = 0.0
+        for target, size in self._out[call]:
+            nodes: Sequence[int] = self._replicas.up(target, sight) if target >= 0 else (self._home[call],)
+            times = (
+                self._message_s(node, v, size, sight)
+                + (self._rest_s(target, v, sight, known) if target >= 0 else 0.0)
+                for v in nodes
+            )
+            after = max(after, min(times))
+        return after
+
     def _message_s(self, source: int, target: int, size: int, sight: Sight) -> float:
         way = source * self._count + target
-        air_s = sum(self._byte_s[h] * (sight.link_jobs[h] + 1) for h in self._way[way])
+        link, power = self._weights.link, self._weights.link_power
+        air_s = sum(
+            self._byte_s[h] * (1 + link * math.pow(sight.link_jobs[h], power)) for h in self._way[way]
+        )
         return self._latency_s[way] + size * air_s
+
+
+def shared_loads(tables: Tables, replicas: Replicas) -> NDArray[np.float64]:
+    """Each node's load, below 1, where replicas share their call's requests by speed: [num_nodes]."""
+    load = np.zeros(len(tables.nodes))
+    for call, nodes in enumerate(replicas.of_call):
+        # a share of 1 / w_v over their sum, times w_v: all of the same load
+        load[nodes] += tables.rate[tables.call_class[call]] / (1 / tables.work_s[call, nodes]).sum()
+    return np.minimum(load, _FULL)
