@@ -244,6 +244,7 @@ def _work(jobs: "SimpleQueue[Callable[[], None] | None]") -> None:
     """What the worker thread does: one job after another, until None."""
     while (job := jobs.get()) is not None:
         job()
+        del job  # with its batch, which would be kept until there is another one
 
 
 def _finite(found: torch.Tensor) -> Answer:
