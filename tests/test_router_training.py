@@ -3,11 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from airlam.bench import placement_routing
 from airlam.bench.placement_routing import FAIR, NOMINAL, ROBUST, RoutingScale, drawn, routing
 from airlam.errors import SpecError
 from airlam.serving import router_training
@@ -167,7 +169,8 @@ def test_what_cannot_be_trained_is_told() -> None:
         train_router([], RouterTraining())
 
 
-def test_the_benchmark_gives_every_figure() -> None:
+def test_the_benchmark_gives_every_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AIRLAM_CACHE", str(tmp_path))
     scale = RoutingScale(
         num_training=1,
         num_test=2,
@@ -175,6 +178,8 @@ def test_the_benchmark_gives_every_figure() -> None:
         training=RouterTraining(num_generations=1, num_pairs=1, num_requests=20),
     )
     rows, figures = routing(scale, lambda *_: None)
+    monkeypatch.setattr(placement_routing, "train_router", None)  # what is kept is not trained again
+    assert routing(scale, lambda *_: None) == (rows, figures)
     assert [row["seed"] for row in rows] == [seed for seed, _ in drawn(3_000_001, 2)]
     for name in (ROBUST, NOMINAL, FAIR, "least_loaded", "round_robin", "nearest"):
         rates = figures[f"router.{name}.worst_on_time_rate"], figures[f"router.{name}.on_time_rate"]
