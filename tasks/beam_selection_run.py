@@ -35,14 +35,13 @@ from airlam.tasks.beam_selection import (
     held_out_passes,
     recording_of,
 )
-from airlam.tasks.evaluation import settings_of, training_costs, training_rows
+from airlam.tasks.evaluation import LAM, settings_of, training_costs, training_rows
 from airlam.tasks.runs import LAM_FOLDER
 from airlam.tasks.task import Outcome, Run
 from airlam.tokens.beam_history import BeamScales
 
 __all__ = ["fine_tune", "measure"]
 
-LAM = "lam"
 METRICS = (POWER_LOSS, "top1", "top3", "within_one")
 LABELS = {
     "persistence": "The last sweep again",

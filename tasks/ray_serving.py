@@ -24,10 +24,10 @@ def serve_over_ray(
     address: str,
     on_listening: Callable[[str], None],
 ) -> None:
-    """Serves some runs as ``serve_runs`` does, LAMs on a Ray cluster.
+    """Serves some runs as ``serve_runs`` does, LAMs of channel prediction on a Ray cluster.
 
-    Precoders and beam selection stay in this process: both take less time than a message to another one, or
-    little more. address: ``local`` starts Ray here,
+    Precoders, which take less time than a message to another process, and beam selection stay in this one.
+    address: ``local`` starts Ray here,
     otherwise what ``ray.init`` takes. SIGHUP has it look at the cluster anew, too: machines that have joined
     are used. DataError where Ray is absent or out of reach.
     """

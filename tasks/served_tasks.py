@@ -11,6 +11,7 @@ from airlam.model.lam_beams import LamBeams
 from airlam.serving.joint_services import with_precoders
 from airlam.serving.lam_services import LamServices
 from airlam.serving.measurement import future_shape, slot_shape
+from airlam.serving.reading import DEFAULT_TOP
 from airlam.serving.service_graph import ServiceGraph
 from airlam.specs import RunSpec
 from airlam.split.graph import ModuleGraph
@@ -26,7 +27,6 @@ from airlam.tasks.service_profiles import (
 from airlam.tasks.serving import predicting_lams, read_runs, served_beams
 
 _FLOAT_BYTES, _BEAM_BYTES = 4, 12  # of float32, as a noise variance is; of a beam's number and its share
-_TOP = 3  # beams that are asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ def beam_task(own: LamBeams) -> ServedTask:
     return ServedTask(
         profile=beam_profile(own),
         input_bytes=_FLOAT_BYTES * scales.num_past * (scales.num_beams + 3),
-        output_bytes=_BEAM_BYTES * scales.num_ahead * min(_TOP, scales.num_beams),
+        output_bytes=_BEAM_BYTES * scales.num_ahead * min(DEFAULT_TOP, scales.num_beams),
     )
 
 

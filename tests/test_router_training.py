@@ -21,7 +21,7 @@ from airlam.serving.router_training import (
     train_router,
     worst_arrivals,
 )
-from airlam.serving.simulator import Scenario
+from airlam.serving.simulator import Scenario, steady
 from airlam.split.graph import Module, ModuleGraph
 from airlam.split.network import EdgeNetwork, Node, WiredLink
 from airlam.split.placement.routing import (
@@ -116,7 +116,7 @@ def test_the_adversary_keeps_its_budget() -> None:
 
 def test_the_worst_is_the_worst_and_no_better_than_what_was_drawn() -> None:
     own, router = served((60.0, 30.0)), routed_by(QueueWeights())
-    scenario = own.scenario(150, 3)
+    scenario = steady(own.tables, 150, 3)
     rates, worst = worst_arrivals(own, router, scenario, 0.3)
     every = [
         own.answered(router, dataclasses.replace(scenario, arrival_per_s=each)).on_time_rate

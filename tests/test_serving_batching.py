@@ -171,3 +171,20 @@ def test_a_request_whose_sender_is_gone_does_not_run() -> None:
         await asyncio.gather(first, kept)
 
     assert run(scenario).batches == [[1.0], [3.0]]
+
+
+def test_work_that_nobody_waits_for_any_more_leaves_the_worker_at_work() -> None:
+    """Cancelled before its turn it does not run; batches behind it do."""
+    done: list[str] = []
+
+    async def scenario(worker: Worker, batcher: Batcher) -> None:
+        first = await first_running(worker, batcher)
+        between = asyncio.create_task(batcher.between_batches(lambda: done.append("ran")))
+        await asyncio.sleep(0)
+        between.cancel()
+        await asyncio.sleep(0)
+        worker.gate.set()
+        await first
+        await batcher.submit(request(2.0), LONG_S)
+
+    assert run(scenario).batches == [[1.0], [2.0]] and not done

@@ -26,6 +26,7 @@ from airlam.serving.router_training import (
     train_router,
     worst_arrivals,
 )
+from airlam.serving.simulator import steady
 from airlam.split.placement.replication import replicated
 from airlam.split.placement.routing import (
     LeastLoadedRouter,
@@ -72,7 +73,7 @@ def routing(scale: RoutingScale, on_progress: Progress) -> tuple[list[dict[str, 
     rows = []
     for number, (seed, served) in enumerate(drawn(_TEST_SEED, scale.num_test)):
         on_progress("routers", number, scale.num_test, f"seed {seed}")
-        scenario = served.scenario(scale.num_requests, seed)
+        scenario = steady(served.tables, scale.num_requests, seed)
         found = {
             name: {
                 "on_time_rate": served.answered(router, scenario).on_time_rate,

@@ -14,7 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from airlam.serving.simulator import Answered, Bursts, Moment, Outage, Scenario, best_simulated, simulate
+from airlam.serving.simulator import (
+    Answered,
+    Bursts,
+    Moment,
+    Outage,
+    Scenario,
+    best_simulated,
+    simulate,
+    steady,
+)
 from airlam.split.network import EdgeNetwork, Node, RadioCell, RadioLink
 from airlam.split.placement.baselines import baselines
 from airlam.split.placement.replication import replicated
@@ -35,7 +44,6 @@ from airlam.split.placement.tables import Tables
 OURS = "ours"
 HARSH = "bursts_failures"
 DEADLINE = 3.0  # times what a class takes where it is alone
-_WARM_UP = 0.1  # of the requests counted
 _PILOT = 10**6  # from the seed of what is measured to that of what a placement is chosen by
 # shares of the simulated time, of its classes and servers
 _BURST_CYCLE, _OUTAGE, _NUM_OUTAGES, _NUM_MOMENTS, _MOVES_A_MOMENT = 0.1, 0.05, 2, 20, 0.1
@@ -65,12 +73,6 @@ def serve(problem: ServiceProblem, planned: Placement, num_requests: int, seed: 
     rough, scenario = harsh(problem, num_requests, seed)
     _, rough_pilot = harsh(problem, num_requests, seed + _PILOT)
     return {**_summary(found), HARSH: _summary(_answers(rough, planned, scenario, rough_pilot, seed))}
-
-
-def steady(tables: Tables, num_requests: int, seed: int) -> Scenario:
-    """Poisson arrivals; about so many requests are counted."""
-    counted_s = num_requests / float(tables.rate.sum())
-    return Scenario(duration_s=(1 + _WARM_UP) * counted_s, warm_up_s=_WARM_UP * counted_s, seed=seed)
 
 
 def harsh(problem: ServiceProblem, num_requests: int, seed: int) -> tuple[Tables, Scenario]:

@@ -148,7 +148,7 @@ class Points:
         return Points(centre=centre, centred=centred, squares=centred.square().sum(dim=1))
 
     def mean_square(self, rows: torch.Tensor) -> torch.Tensor:
-        """Mean squared difference of each of other rows, float64 [n, features], to [n, m]."""
+        """Mean squared difference between other rows, float64 [n, features], and these: float64 [n, m]."""
         own = rows - self.centre
         squares = own.square().sum(dim=1)[:, None] + self.squares - 2 * own @ self.centred.T
         return squares.clamp_min_(0) / rows.shape[1]

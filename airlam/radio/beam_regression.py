@@ -174,7 +174,7 @@ class PowerStack:
             "power": history.power,
             "position_m": history.position_m,
             "weights": self.weights,
-            "best": torch.tensor(self.experts.index(self.best)),
+            "best": torch.tensor([expert is self.best for expert in self.experts].index(True)),
             "kernels": torch.tensor([astuple(e.kernel) for e in self.experts], dtype=torch.float64),
         }
         for index, expert in enumerate(self.experts):

@@ -138,6 +138,8 @@ class Batcher(Generic[Request]):
         done: Future[None] = Future()
 
         def run() -> None:
+            if not done.set_running_or_notify_cancel():  # who wanted it is gone
+                return
             try:
                 work()
                 done.set_result(None)

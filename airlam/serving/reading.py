@@ -28,10 +28,11 @@ PREDICT = Query(
     about="Whether a prediction is wanted once the history is whole.",
     schema={"type": "boolean", "default": True},
 )
+DEFAULT_TOP = 3  # beams
 TOP = Query(
     name="top",
     about="How many beams of each sweep; no more than there are.",
-    schema={"type": "integer", "minimum": 1, "default": 3},
+    schema={"type": "integer", "minimum": 1, "default": DEFAULT_TOP},
 )
 _NAMES = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 LAMS = Query(
@@ -175,7 +176,7 @@ def slot_number(request: Request) -> int | None:
 
 def top_beams(request: Request, num_beams: int) -> int:
     """How many beams of each sweep are wanted."""
-    given = request.query_params.get(TOP.name, str(TOP.schema["default"]))
+    given = request.query_params.get(TOP.name, str(DEFAULT_TOP))
     if not (given.isascii() and given.isdecimal() and int(given[:20])):
         raise BodyError(422, f"top is {given[:40]!r}; expected a whole number from 1")
     return min(int(given[:20]), num_beams)

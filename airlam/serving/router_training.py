@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from airlam.serving.simulator import Answered, Scenario, simulate
+from airlam.serving.simulator import Answered, Scenario, simulate, steady
 from airlam.specs import require
 from airlam.split.placement.routing import QueueWeights, Router, ShortestDelayRouter
 from airlam.split.placement.services import Placement
@@ -24,7 +24,6 @@ Floats = NDArray[np.float64]
 MakeRouter = Callable[[Tables, Placement], Router]
 Arrivals = tuple[float, ...]
 _NUM_WEIGHTS = 7
-_WARM_UP = 0.1  # of the requests counted
 _SHRINKING = 0.93  # of the search's spread, a generation
 
 
@@ -34,11 +33,6 @@ class Served:
 
     tables: Tables
     placement: Placement
-
-    def scenario(self, num_requests: int, seed: int) -> Scenario:
-        """Poisson arrivals, of which about so many are counted."""
-        counted_s = num_requests / float(self.tables.rate.sum())
-        return Scenario(duration_s=(1 + _WARM_UP) * counted_s, warm_up_s=_WARM_UP * counted_s, seed=seed)
 
     def answered(self, router: MakeRouter, scenario: Scenario) -> Answered:
         """What comes of it."""
@@ -106,7 +100,7 @@ def train_router(
     shares = np.maximum(0.0, math.log(count / 2 + 0.5) - np.log(np.arange(1, count + 1)))
     for generation in range(training.num_generations):
         scenarios = [
-            each.scenario(training.num_requests, seed)
+            steady(each.tables, training.num_requests, seed)
             for each, seed in zip(networks, rng.integers(2**31, size=len(networks)).tolist(), strict=True)
         ]
         if training.budget:

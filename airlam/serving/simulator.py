@@ -22,6 +22,7 @@ from airlam.split.placement.routing import Router, Sight
 from airlam.split.placement.services import Placement, RequestClass
 from airlam.split.placement.tables import Tables
 
+_WARM_UP = 0.1  # of the requests counted
 Floats = NDArray[np.float64]
 Discipline = Literal["sharing", "in_turn"]
 Steps = Generator[simpy.Event, Any, Any]
@@ -193,6 +194,12 @@ class Answered:
         """Mean latency and the half width of its 95 % interval by batch means, t = 2.09 for 20 batches."""
         means = [part.mean() for part in np.array_split(self.latency_s, num_batches)]
         return float(np.mean(means)), 2.09 * float(np.std(means, ddof=1)) / num_batches**0.5
+
+
+def steady(tables: Tables, num_requests: int, seed: int) -> Scenario:
+    """Poisson arrivals; about so many requests are counted, after a tenth as many that are not."""
+    counted_s = num_requests / float(tables.rate.sum())
+    return Scenario(duration_s=(1 + _WARM_UP) * counted_s, warm_up_s=_WARM_UP * counted_s, seed=seed)
 
 
 def simulate(tables: Tables, make_router: Callable[[Tables, Sight], Router], scenario: Scenario) -> Answered:
